@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `open-autoglm` command: one file per command, each thin over the Python face."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import click
+import typer
+
+from open_autoglm.errors import OpenAutoGLMError
+
+
+def create_app() -> typer.Typer:
+    """The command tree, built on call so that importing this package costs nothing."""
+    from open_autoglm.cli import build, chat, data, doctor, eval, inspect, serve  # noqa: A004
+
+    app = typer.Typer(
+        name="open-autoglm",
+        help="From a file of data to a served language model of the GLM family.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for module in (build, data, eval, chat, serve, inspect, doctor):
+        module.register(app)
+    return app
+
+
+def main() -> None:
+    """Run the command line. Faults that we know are one clear line on stderr, and an exit code of their own."""
+    wants_json = "--json" in sys.argv[1:]
+    try:
+        code = create_app()(standalone_mode=False)
+    except OpenAutoGLMError as error:
+        _complain(str(error), type(error).__name__, wants_json)
+        raise SystemExit(error.exit_code) from None
+    except click.ClickException as error:
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            print(error.ctx.get_usage(), file=sys.stderr)  # noqa: T201
+        _complain(error.format_message(), "UsageError", wants_json)
+        raise SystemExit(error.exit_code) from None
+    except (KeyboardInterrupt, click.Abort):
+        print("stopped", file=sys.stderr)  # noqa: T201
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except Exception as error:
+        if os.environ.get("OPEN_AUTOGLM_DEBUG"):
+            raise
+        _complain(
+            f"internal error ({type(error).__name__}: {error}); this is a fault of Open-AutoGLM: please report it with "
+            "what OPEN_AUTOGLM_DEBUG=1 prints",
+            "InternalError",
+            wants_json,
+        )
+        raise SystemExit(70) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, kind: str, wants_json: bool) -> None:
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    if wants_json:
+        print(json.dumps({"error": {"type": kind, "message": message}}, ensure_ascii=False))  # noqa: T201

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GLM decoder in PyTorch: one readable definition for training, reference and the torch backend.
+
+Tokens of a batch lie in one flat row, `[num_tokens]`, whatever sequences they belong to: linear layers and norms
+then never touch padding. Only attention has to know where sequences begin; it is handed in as an `Attention`.
+Source: Du et al. 2022 (GLM), GLM team 2024 (ChatGLM: a family), and the layouts listed in `models/checkpoint.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from open_autoglm.models.config import ModelConfig
+
+
+class Attention(Protocol):
+    """How the queries of a flat batch see keys and values: packed training rows, or a KV cache."""
+
+    positions: Tensor
+    """int64[num_tokens]: each token's place in its own sequence, from 0."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query: float[num_tokens, heads, head_dim]; key, value: float[num_tokens, kv_heads, head_dim].
+
+        Returns float[num_tokens, heads, head_dim], causal within each sequence.
+        """
+        ...
+
+
+class PackedSequences:
+    """Attention over whole sequences laid end to end, for training and scoring: no token sees another sequence.
+
+    lengths: the token count of each sequence, in order. Attention alone runs on a padded
+    `[sequences, longest]` view; since padding comes after the tokens, the causal mask already hides it.
+    """
+
+    def __init__(self, lengths: Tensor) -> None:
+        longest = int(lengths.max())
+        self._shape = (len(lengths), longest)
+        within = torch.arange(longest)
+        filled = within[None, :] < lengths[:, None]
+        self.positions = within.expand(self._shape)[filled]
+        self._slots = filled.flatten().nonzero().squeeze(1)
+        self._full = bool(filled.all())
+
+    def _padded(self, flat: Tensor) -> Tensor:
+        rows, longest = self._shape
+        if self._full:
+            return flat.view(rows, longest, *flat.shape[1:]).transpose(1, 2)
+        padded = flat.new_zeros(rows * longest, *flat.shape[1:])
+        padded = padded.index_copy(0, self._slots, flat)
+        return padded.view(rows, longest, *flat.shape[1:]).transpose(1, 2)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        del layer
+        grouped = query.shape[1] != key.shape[1]
+        output = F.scaled_dot_product_attention(
+            self._padded(query), self._padded(key), self._padded(value), is_causal=True, enable_gqa=grouped
+        )
+        output = output.transpose(1, 2).flatten(0, 1)
+        return output if self._full else output.index_select(0, self._slots)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32. Source: Zhang and Sennrich 2019."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.epsilon = epsilon
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if hidden.dtype == torch.float32:
+            return F.rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
+        scaled = F.rms_norm(hidden.float(), self.weight.shape, None, self.epsilon)
+        return self.weight * scaled.to(hidden.dtype)
+
+
+def rotary_tables(positions: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of RoPE's angles, float32[num_tokens, 1, rotary_dim / 2]. Source: Su et al. 2021."""
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device) / rotary_dim
+    angles = positions.to(torch.float32)[:, None, None] / theta**exponents
+    return angles.cos(), angles.sin()
+
+
+def rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Turn the first `2 * cosines.shape[-1]` numbers of each head, in interleaved pairs, as GLM does.
+
+    heads: float[num_tokens, heads, head_dim].
+    """
+    rotary_dim = 2 * cosines.shape[-1]
+    even, odd = heads[..., 0:rotary_dim:2].float(), heads[..., 1:rotary_dim:2].float()
+    turned = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1).flatten(-2)
+    turned = turned.to(heads.dtype)
+    return turned if rotary_dim == heads.shape[-1] else torch.cat((turned, heads[..., rotary_dim:]), dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with RoPE on a part of each head."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        query_size = config.num_attention_heads * config.head_dim
+        key_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        query = self.q_proj(hidden).unflatten(-1, (-1, self.head_dim))
+        key = self.k_proj(hidden).unflatten(-1, (-1, self.head_dim))
+        value = self.v_proj(hidden).unflatten(-1, (-1, self.head_dim))
+        mixed = attention(self.layer, rotate(query, *rotary), rotate(key, *rotary), value)
+        return self.o_proj(mixed.flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU with gate and up in one matrix. Source: Shazeer 2020."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward with pre-norms; Glm4 also normalises what each adds to the residual."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        size, epsilon = config.hidden_size, config.rms_norm_eps
+        self.self_attn = SelfAttention(config, layer)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = RMSNorm(size, epsilon)
+        self.post_attention_layernorm = RMSNorm(size, epsilon)
+        self.post_self_attn_layernorm = RMSNorm(size, epsilon) if config.sandwich_norm else nn.Identity()
+        self.post_mlp_layernorm = RMSNorm(size, epsilon) if config.sandwich_norm else nn.Identity()
+        self.dropout = config.dropout
+
+    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        added = self.post_self_attn_layernorm(self.self_attn(self.input_layernorm(hidden), rotary, attention))
+        hidden = hidden + F.dropout(added, self.dropout, self.training)
+        added = self.post_mlp_layernorm(self.mlp(self.post_attention_layernorm(hidden)))
+        return hidden + F.dropout(added, self.dropout, self.training)
+
+
+class Decoder(nn.Module):
+    """Embeddings, layers and the last norm; named so that weights carry transformers' names."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class GlmForCausalLM(nn.Module):
+    """`GlmForCausalLM` and `Glm4ForCausalLM`, chosen by `config.architecture`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, token_ids: Tensor, attention: Attention) -> Tensor:
+        """token_ids: int64[num_tokens]. Returns the last hidden state, float[num_tokens, hidden_size]."""
+        hidden = self.model.embed_tokens(token_ids)
+        hidden = F.dropout(hidden, self.config.dropout, self.training)
+        rotary = rotary_tables(attention.positions, self.config.rotary_dim, self.config.rope_theta)
+        for layer in self.model.layers:
+            hidden = layer(hidden, rotary, attention)
+        return self.model.norm(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: float[n, hidden_size], as `forward` returns. Returns float[n, vocab_size]."""
+        return self.lm_head(hidden)
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Fill all weights for training from nothing.
+
+        Embeddings are normal with deviation 0.02 (they are the output matrix too when tied); matrices are normal
+        with deviation 1 / sqrt(inputs), the two that write to the residual divided by sqrt(2 x layers) so that its
+        variance does not grow with depth (Radford et al. 2019); norms are one, biases zero.
+        """
+        residual_scale = 1.0 / math.sqrt(2 * self.config.num_hidden_layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
+            elif name.startswith(("model.embed_tokens", "lm_head")):
+                parameter.normal_(0.0, 0.02, generator=generator)
+            else:
+                scale = residual_scale if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+                parameter.normal_(0.0, scale / math.sqrt(parameter.shape[1]), generator=generator)
