@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers and embeddings whose weights stay in 8 or 4 bits, rounded to nearest.
+
+The activations stay in floating point; PyTorch's CPU kernels unpack the weights inside the product.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+INT4_GROUP_SIZES: Final = (128, 64, 32)
+"""Inputs that share one scale at 4 bits: the first that divides the input size is taken."""
+
+
+def round_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric 8-bit rounding with one scale per row.
+
+    weight: float[rows, columns]. Returns int8[rows, columns] and float32[rows], whose product is the weight.
+    """
+    scale = weight.abs().amax(dim=1).float().clamp_min(1e-12) / 127
+    rounded = torch.round(weight.float() / scale[:, None]).clamp(-127, 127).to(torch.int8)
+    return rounded, scale
+
+
+def round_to_int4(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Asymmetric 4-bit rounding with one scale and offset per group of inputs.
+
+    weight: float[rows, columns]. Returns int32[rows, columns] in 0..15, and float32[columns / group_size, rows, 2]
+    holding scale and offset so that weight = (value - 8) * scale + offset.
+    """
+    rows, columns = weight.shape
+    groups = weight.float().view(rows, columns // group_size, group_size)
+    low, high = groups.amin(dim=2), groups.amax(dim=2)
+    scale = ((high - low) / 15).clamp_min(1e-12)
+    values = torch.round((groups - low[..., None]) / scale[..., None]).clamp(0, 15).to(torch.int32)
+    offset = low + 8 * scale
+    return values.view(rows, columns), torch.stack((scale, offset), dim=-1).transpose(0, 1).contiguous()
+
+
+class Int8Linear(nn.Module):
+    """A linear layer that holds int8 weights and one float32 scale per output."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        flat = hidden.flatten(0, -2)
+        if hidden.device.type == "cpu":
+            product = torch.ops.aten._weight_int8pack_mm(flat, self.weight, self.scale.to(hidden.dtype))
+        else:
+            product = F.linear(flat, self.weight.to(hidden.dtype)) * self.scale.to(hidden.dtype)
+        product = product.unflatten(0, hidden.shape[:-1])
+        return product if self.bias is None else product + self.bias
+
+
+class Int8Embedding(nn.Module):
+    """An embedding table in int8, sharing its memory with the output matrix when the model ties them."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return F.embedding(token_ids, self.weight).float() * self.scale[token_ids][..., None]
+
+
+class Int4Linear(nn.Module):
+    """A linear layer that holds 4-bit weights with a scale and an offset per group of inputs."""
+
+    packed: Tensor
+    scale_and_offset: Tensor
+
+    def __init__(self, linear: nn.Linear, group_size: int) -> None:
+        super().__init__()
+        values, scale_and_offset = round_to_int4(linear.weight.detach(), group_size)
+        self.group_size = group_size
+        self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 2))
+        self.register_buffer("scale_and_offset", scale_and_offset)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        flat = hidden.flatten(0, -2)
+        product = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            flat, self.packed, self.group_size, self.scale_and_offset.to(hidden.dtype)
+        ).unflatten(0, hidden.shape[:-1])
+        return product if self.bias is None else product + self.bias
+
+
+def int4_group_size(linear: nn.Linear) -> int | None:
+    """The group size that fits a layer, or nothing when PyTorch's kernel cannot take its shape."""
+    if linear.out_features % 32:
+        return None
+    return next((size for size in INT4_GROUP_SIZES if linear.in_features % size == 0), None)

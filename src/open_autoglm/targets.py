@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hardware profiles: what a device has. `cpu` is this machine, measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from open_autoglm.errors import ConfigurationError
+
+KNOWN_TARGETS: Final = ("cpu",)
+_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
+_INTERESTING: Final = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx_vnni",
+    "amx_bf16",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device to build for.
+
+    cores: those that this process may use. memory: bytes, the control group's limit respected.
+    features: instruction sets that the engines care about.
+    """
+
+    name: str
+    processor: str
+    cores: int
+    memory: int
+    features: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def resolve_target(name: str = "cpu") -> Target:
+    """The profile called `name`. Raises ConfigurationError for a name that is not known yet."""
+    if name not in KNOWN_TARGETS:
+        raise ConfigurationError(f"unknown target '{name}'; known: {', '.join(KNOWN_TARGETS)} (this machine)")
+    features = cpu_features()
+    return Target(
+        name, _processor_name(), usable_cores(), memory_bytes(), tuple(f for f in _INTERESTING if f in features)
+    )
+
+
+def usable_cores() -> int:
+    """How many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """The memory of the machine, or of the control group when that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = int(_CGROUP_LIMIT.read_text())
+    except (OSError, ValueError):
+        return total
+    return min(total, limit)
+
+
+def cpu_features() -> frozenset[str]:
+    """The processor's instruction sets, as Linux names them; empty where that cannot be read."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def _processor_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
