@@ -67,6 +67,4 @@ class Message:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Message:
         """The inverse of `to_dict`."""
-        return cls(
-            Role(values["role"]), values["content"], values.get("metadata", ""), bool(values.get("learn", True))
-        )
+        return cls(Role(values["role"]), values["content"], values.get("metadata", ""), bool(values.get("learn", True)))

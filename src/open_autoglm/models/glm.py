@@ -57,6 +57,7 @@ class PackedSequences:
         return padded.view(rows, longest, *flat.shape[1:]).transpose(1, 2)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend within each sequence; shapes as `Attention` says."""
         del layer
         grouped = query.shape[1] != key.shape[1]
         output = F.scaled_dot_product_attention(
@@ -75,6 +76,7 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: float[..., size]. Returns the same shape and dtype."""
         if hidden.dtype == torch.float32:
             return F.rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
         scaled = F.rms_norm(hidden.float(), self.weight.shape, None, self.epsilon)
@@ -114,6 +116,7 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        """hidden: float[num_tokens, hidden_size]; rotary: as `rotary_tables` returns. Returns hidden's shape."""
         query = self.q_proj(hidden).unflatten(-1, (-1, self.head_dim))
         key = self.k_proj(hidden).unflatten(-1, (-1, self.head_dim))
         value = self.v_proj(hidden).unflatten(-1, (-1, self.head_dim))
@@ -130,6 +133,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: float[num_tokens, hidden_size]. Returns the same shape."""
         gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
@@ -149,6 +153,7 @@ class DecoderLayer(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        """hidden: float[num_tokens, hidden_size]; rotary: as `rotary_tables` returns. Returns hidden's shape."""
         added = self.post_self_attn_layernorm(self.self_attn(self.input_layernorm(hidden), rotary, attention))
         hidden = hidden + F.dropout(added, self.dropout, self.training)
         added = self.post_mlp_layernorm(self.mlp(self.post_attention_layernorm(hidden)))

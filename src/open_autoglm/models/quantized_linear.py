@@ -54,6 +54,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: float[..., inputs]. Returns float[..., outputs]."""
         flat = hidden.flatten(0, -2)
         if hidden.device.type == "cpu":
             product = torch.ops.aten._weight_int8pack_mm(flat, self.weight, self.scale.to(hidden.dtype))
@@ -75,6 +76,7 @@ class Int8Embedding(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, token_ids: Tensor) -> Tensor:
+        """token_ids: int64[n]. Returns float32[n, hidden_size]."""
         return F.embedding(token_ids, self.weight).float() * self.scale[token_ids][..., None]
 
 
@@ -93,6 +95,7 @@ class Int4Linear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: float[..., inputs]. Returns float[..., outputs]."""
         flat = hidden.flatten(0, -2)
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(
             flat, self.packed, self.group_size, self.scale_and_offset.to(hidden.dtype)

@@ -35,7 +35,9 @@ class Progress:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-def save_checkpoint(path: Path, model: GlmForCausalLM, optimizer: torch.optim.Optimizer | None, progress: Progress) -> None:
+def save_checkpoint(
+    path: Path, model: GlmForCausalLM, optimizer: torch.optim.Optimizer | None, progress: Progress
+) -> None:
     """Write weights, optimiser state (if one is given) and progress. Raises StorageError when the disk refuses."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -70,7 +72,9 @@ def load_checkpoint(path: Path, model: GlmForCausalLM, optimizer: torch.optim.Op
                     key, _, parameter_name = rest.partition(".")
                     state.setdefault(parameter_name, {})[key] = file.get_tensor(name)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a usable checkpoint ({error}); delete it to train from the start") from None
+        raise CheckpointError(
+            f"{path} is not a usable checkpoint ({error}); delete it to train from the start"
+        ) from None
     if optimizer is not None:
         for parameter_name, values in state.items():
             optimizer.state[parameters[parameter_name]] = values

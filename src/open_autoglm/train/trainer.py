@@ -58,7 +58,7 @@ class Schedule:
     checkpoint_every: int = 0
 
 
-ProgressCallback = Callable[[Progress, float], bool | None]
+ProgressCallback = Callable[[Progress, float], None]
 
 
 class Trainer:
@@ -91,43 +91,62 @@ class Trainer:
             fused=True,
         )
         self.progress = Progress()
+        self._current: tuple[int, TokenizedExamples, list[np.ndarray]] | None = None
+        self._last_loss = math.nan
         self._device = next(model.parameters()).device
         self._autocast = bf16_is_fast(self._device)
         if self.checkpoint_path.exists():
             self.progress = load_checkpoint(self.checkpoint_path, model, self.optimizer)
 
-    def run(self, schedule: Schedule, on_step: ProgressCallback | None = None) -> Progress:
-        """Train up to `schedule.total_steps`, evaluating and checkpointing on the way.
+    def run(self, schedule: Schedule, on_step: ProgressCallback | None = None, *, until: int | None = None) -> Progress:
+        """Train up to step `until` (the schedule's end if not given), then evaluate and write a checkpoint.
 
-        on_step: called after each step with the progress and the step's loss; returning True ends the run early,
-        after a checkpoint.
+        In between, evaluations and checkpoints are made as the schedule says. on_step: called after each step with
+        the progress and the step's loss.
         Raises TrainingError when the loss is not a finite number, StorageError when a checkpoint cannot be written.
         """
         progress = self.progress
+        target = schedule.total_steps if until is None else min(until, schedule.total_steps)
+        while progress.step < target:
+            self._advance(_next_stop(progress.step, target, schedule), schedule, on_step)
+            if progress.step == target or _due(progress.step, schedule.evaluate_every):
+                self._evaluate()
+            if progress.step == target or _due(progress.step, schedule.checkpoint_every):
+                self.save()
+        self.model.eval()
+        return progress
+
+    def run_steps(self, count: int, on_step: ProgressCallback | None = None) -> None:
+        """Train for `count` steps and write nothing, to measure speed."""
+        end = self.progress.step + count
+        self._advance(end, Schedule(total_steps=end), on_step)
+
+    def _advance(self, end: int, schedule: Schedule, on_step: ProgressCallback | None) -> None:
+        progress = self.progress
         started, before = time.monotonic(), progress.seconds
-        examples = self.source.epoch(progress.epoch)
-        plan = self._plan(examples)
         self.model.train()
-        stop = False
-        while progress.step < schedule.total_steps and not stop:
-            while progress.batch >= len(plan):
+        while progress.step < end:
+            examples, plan = self._epoch()
+            if progress.batch >= len(plan):
                 progress.epoch, progress.batch = progress.epoch + 1, 0
-                examples = self.source.epoch(progress.epoch)
-                plan = self._plan(examples)
-            loss, tokens = self._step(examples, plan[progress.batch], schedule)
+                continue
+            self._last_loss, tokens = self._step(examples, plan[progress.batch], schedule)
             progress.step += 1
             progress.batch += 1
             progress.tokens += tokens
             progress.seconds = before + time.monotonic() - started
-            last = progress.step == schedule.total_steps
-            stop = bool(on_step is not None and on_step(progress, loss))
-            if last or stop or _due(progress.step, schedule.evaluate_every):
-                self._evaluate(loss)
-                progress.seconds = before + time.monotonic() - started
-            if last or stop or _due(progress.step, schedule.checkpoint_every):
-                self.save()
-        self.model.eval()
-        return progress
+            if on_step is not None:
+                on_step(progress, self._last_loss)
+
+    def _epoch(self) -> tuple[TokenizedExamples, list[np.ndarray]]:
+        """The examples and batches of the current epoch, made once."""
+        if self._current is None or self._current[0] != self.progress.epoch:
+            examples = self.source.epoch(self.progress.epoch)
+            plan = plan_epoch(
+                examples.lengths, self.settings.tokens_per_batch, seed=self.settings.seed, epoch=self.progress.epoch
+            )
+            self._current = (self.progress.epoch, examples, plan)
+        return self._current[1], self._current[2]
 
     def save(self) -> None:
         """Write the checkpoint now. Raises StorageError when the disk refuses."""
@@ -140,11 +159,6 @@ class Trainer:
         load_checkpoint(self.best_path, self.model, None)
         self.model.eval()
         return True
-
-    def _plan(self, examples: TokenizedExamples) -> list[np.ndarray]:
-        return plan_epoch(
-            examples.lengths, self.settings.tokens_per_batch, seed=self.settings.seed, epoch=self.progress.epoch
-        )
 
     def _step(self, examples: TokenizedExamples, chosen: np.ndarray, schedule: Schedule) -> tuple[float, int]:
         rate = learning_rate_at(
@@ -172,21 +186,32 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return value, tokens
 
-    def _evaluate(self, train_loss: float) -> None:
+    def _evaluate(self) -> None:
+        started = time.monotonic()
         value = validation_loss(self.model, self.valid, autocast=self._autocast)
         progress = self.progress
+        progress.seconds += time.monotonic() - started
         progress.curve.append(
             {
                 "step": progress.step,
                 "seconds": round(progress.seconds, 3),
                 "tokens": progress.tokens,
-                "train_loss": train_loss,
+                "train_loss": self._last_loss,
                 "valid_loss": value,
             }
         )
         if progress.best_loss is None or value < progress.best_loss:
             progress.best_loss = value
             save_checkpoint(self.best_path, self.model, None, progress)
+
+
+def _next_stop(step: int, target: int, schedule: Schedule) -> int:
+    """The next step after `step` at which something besides training is due."""
+    stops = [target]
+    for every in (schedule.evaluate_every, schedule.checkpoint_every):
+        if every > 0:
+            stops.append((step // every + 1) * every)
+    return min(stops)
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a file of data to a bundle: the five steps, in order, as one durable pipeline.
+
+Each step is a function of `build_steps`; the pipeline remembers which are done, so that the same call after a crash
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from open_autoglm.errors import BudgetError, ConfigurationError, DataError
+from open_autoglm.pipeline import Packet, PipelineSpecification, RetrySpecification, StageSpecification, run_pipeline
+from open_autoglm.storage import FolderLock, sha256_of_file
+from open_autoglm.targets import KNOWN_TARGETS
+from open_autoglm.task import TaskKind
+
+STEPS: Final[dict[str, str]] = {
+    "data": "open_autoglm.build_steps:read_data",
+    "search": "open_autoglm.build_steps:search_models",
+    "train": "open_autoglm.build_steps:train_winner",
+    "compress": "open_autoglm.build_steps:compress_model",
+    "bundle": "open_autoglm.build_steps:write_model_bundle",
+}
+"""The five steps: each needs the one before it."""
+
+MINIMUM_BUDGET: Final = 40.0
+_LIMIT_FACTOR: Final = 3.0
+_LIMIT_EXTRA_SECONDS: Final = 1800.0
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PLAIN_NAMES: Final = ("train", "training", "data", "dataset")
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build made.
+
+    metrics: of the final model, as `SPLIT_METRIC`. seconds: of this call; a build that was finished before takes few.
+    """
+
+    bundle: Path
+    task: str
+    metrics: dict[str, float]
+    seconds: float
+    leaderboard: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "bundle": str(self.bundle), "leaderboard": str(self.leaderboard)}
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """A build, as asked for.
+
+    budget: seconds for everything. trials: how many to start; chosen from the budget if None. steps: train the
+    winner for exactly so many optimiser steps and look at no clock, which makes a build repeatable.
+    """
+
+    train: Path
+    out: Path
+    valid: Path | None = None
+    test: Path | None = None
+    task: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    base: Path | None = None
+    target: str = "cpu"
+    budget: float = 900.0
+    trials: int | None = None
+    steps: int | None = None
+    seed: int = 0
+
+    def to_payload(self) -> dict[str, Any]:
+        """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
+        payload = asdict(self)
+        for name in ("train", "valid", "test", "base", "out"):
+            path = getattr(self, name)
+            payload[name] = None if path is None else str(path.resolve())
+        payload["digests"] = {
+            name: sha256_of_file(path)
+            for name, path in (("train", self.train), ("valid", self.valid), ("test", self.test))
+            if path is not None
+        }
+        return payload
+
+
+def build(
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    valid: str | Path | None = None,
+    test: str | Path | None = None,
+    task: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    base: str | Path | None = None,
+    target: str = "cpu",
+    budget: str | float = "15m",
+    trials: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+) -> BuildResult:
+    """Build a small GLM from a file of data.
+
+    data: a file, or a folder with `train.*` and perhaps `valid.*` (or `dev.*`) and `test.*`. out: the run folder,
+    `runs/NAME` if not given; a second call on the same folder continues there. budget: seconds, or like `15m`.
+    Raises an OpenAutoGLMError that says what to do: DataError, ConfigurationError, BudgetError, StorageError,
+    RunLockedError, TrainingError, CheckpointError or PipelineError.
+    """
+    started = time.monotonic()
+    settings = check_settings(
+        data,
+        out=out,
+        valid=valid,
+        test=test,
+        task=task,
+        columns=columns,
+        base=base,
+        target=target,
+        budget=budget,
+        trials=trials,
+        steps=steps,
+        seed=seed,
+    )
+    payload = settings.to_payload()
+    lock = FolderLock(settings.out)
+    lock.acquire()
+    try:
+        packet = run_pipeline(
+            specify(settings, payload),
+            Packet(session_id=settings.out.name, payload={"settings": payload}, metadata={}),
+            folder=settings.out,
+            modules=STEPS,
+            lock=lock,
+        )
+    finally:
+        lock.release()
+    finished = packet.payload["bundle"]
+    return BuildResult(
+        bundle=settings.out / finished["folder"],
+        task=finished["task"],
+        metrics=finished["metrics"],
+        seconds=round(time.monotonic() - started, 1),
+        leaderboard=settings.out / "leaderboard.json",
+    )
+
+
+def specify(settings: BuildSettings, payload: Mapping[str, Any]) -> PipelineSpecification:
+    """The build as a pipeline: five stages in a row, each tried twice, each under a time limit."""
+    names = list(STEPS)
+    limit = settings.budget * _LIMIT_FACTOR + _LIMIT_EXTRA_SECONDS
+    stages = tuple(
+        StageSpecification(
+            stage=name,
+            module=name,
+            needs=tuple(names[index - 1 : index]) if index else (),
+            config=dict(payload) if name == "data" else {},
+            timeout_seconds=limit if settings.steps is None else None,
+            retry=RetrySpecification(attempts=2, backoff_seconds=1.0, backoff_factor=2.0),
+        )
+        for index, name in enumerate(names)
+    )
+    return PipelineSpecification(name="build", stages=stages)
+
+
+def check_settings(
+    data: str | Path,
+    *,
+    out: str | Path | None,
+    valid: str | Path | None,
+    test: str | Path | None,
+    task: str | None,
+    columns: Mapping[str, str] | None,
+    base: str | Path | None,
+    target: str,
+    budget: str | float,
+    trials: int | None,
+    steps: int | None,
+    seed: int,
+) -> BuildSettings:
+    """Everything that can be found wrong before any work. Raises ConfigurationError, DataError or BudgetError."""
+    train, found_valid, found_test = find_splits(Path(data))
+    seconds = parse_budget(budget)
+    if steps is None and seconds < MINIMUM_BUDGET:
+        raise BudgetError(
+            f"a budget of {seconds:g} s is too short to train anything; --budget {MINIMUM_BUDGET:.0f}s is the least "
+            "that can work, and --budget 5m gives a small model a fair chance"
+        )
+    for name, value, least in (("trials", trials, 1), ("steps", steps, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise ConfigurationError(f"--{name} must be at least {least}, not {value}")
+    if target not in KNOWN_TARGETS:
+        raise ConfigurationError(f"unknown target '{target}'; known: {', '.join(KNOWN_TARGETS)} (this machine)")
+    chosen_valid = Path(valid) if valid is not None else found_valid
+    chosen_test = Path(test) if test is not None else found_test
+    for flag, path in (("DATA", train), ("--valid", chosen_valid), ("--test", chosen_test)):
+        if path is not None and not path.is_file():
+            raise DataError(f"{flag}: there is no file {path}")
+    if base is not None and not Path(base).is_dir():
+        raise ConfigurationError(f"--base: {base} is not a folder; give the folder of a GLM checkpoint")
+    return BuildSettings(
+        train=train,
+        out=Path(out) if out is not None else Path("runs") / _run_name(train),
+        valid=chosen_valid,
+        test=chosen_test,
+        task=TaskKind.of(task).value if task is not None else None,
+        columns=dict(columns or {}),
+        base=Path(base) if base is not None else None,
+        target=target,
+        budget=seconds,
+        trials=trials,
+        steps=steps,
+        seed=seed,
+    )
+
+
+def find_splits(path: Path) -> tuple[Path, Path | None, Path | None]:
+    """The training, validation and test file that a path stands for: itself, or the files of a folder by their names.
+
+    Raises DataError when a folder has no `train.*`, or two.
+    """
+    if not path.is_dir():
+        return path, None, None
+    found: dict[str, Path] = {}
+    for file in sorted(path.iterdir()):
+        name = file.name.partition(".")[0].lower()
+        split = {"validation": "valid", "dev": "valid", "val": "valid"}.get(name, name)
+        if split in ("train", "valid", "test") and file.is_file():
+            if split in found:
+                raise DataError(f"{path} has two files for the {split} split: {found[split].name} and {file.name}")
+            found[split] = file
+    if "train" not in found:
+        raise DataError(f"{path} is a folder without a file named train.*; give the data file itself")
+    return found["train"], found.get("valid"), found.get("test")
+
+
+def parse_budget(budget: str | float) -> float:
+    """`900`, `"900"`, `"15m"`, `"1h30m"` -> seconds. Raises ConfigurationError for anything else."""
+    if isinstance(budget, int | float):
+        seconds = float(budget)
+    else:
+        text = budget.strip().lower()
+        parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
+        if parts and "".join(number + unit for number, unit in parts) == text:
+            seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+        elif re.fullmatch(r"\d+(\.\d+)?", text):
+            seconds = float(text)
+        else:
+            raise ConfigurationError(f"--budget '{budget}' is not a time; write it like 90s, 15m or 1h30m")
+    if not 0 < seconds < 1e7:
+        raise ConfigurationError(f"--budget must be more than zero and less than 115 days, not {budget}")
+    return seconds
+
+
+def _run_name(train: Path) -> str:
+    stem = train.name.partition(".")[0] or "data"
+    name = train.resolve().parent.name if stem.lower() in _PLAIN_NAMES else stem
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"

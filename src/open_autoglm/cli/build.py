@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`open-autoglm build`: a file of data becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from open_autoglm.cli.output import print_json, print_line, print_table
+
+_EPILOG = (
+    "Examples: `open-autoglm build examples/snips --budget 15m` · "
+    "`open-autoglm build 工单.csv --columns input=内容 output=标签 --out runs/工单`"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the tree."""
+    app.command(name="build", epilog=_EPILOG)(build_command)
+
+
+def build_command(
+    data: Annotated[Path, typer.Argument(help="The data file, or a folder with train.*, valid.* and test.*.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; runs/NAME by default. The same command again continues it.")
+    ] = None,
+    valid: Annotated[Path | None, typer.Option(help="The validation file; split off if not given.")] = None,
+    test: Annotated[Path | None, typer.Option(help="The test file, read once at the end.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task, when the detected one is wrong.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(help="Which columns to use: input=NAME output=NAME. May be repeated.")
+    ] = None,
+    base: Annotated[Path | None, typer.Option(help="A GLM checkpoint folder to start from.")] = None,
+    target: Annotated[str, typer.Option(help="The device that the model is for.")] = "cpu",
+    budget: Annotated[str, typer.Option(help="The time for everything: 90s, 15m, 1h30m.")] = "15m",
+    trials: Annotated[int | None, typer.Option(help="How many trials to start; by the budget if not given.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Train the winner for exactly so many steps, whatever the time.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The one seed of all randomness.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
+) -> None:
+    """Build a small GLM from DATA: read, search, train, compress, package."""
+    from open_autoglm.build_pipeline import build
+    from open_autoglm.data import parse_columns
+    from open_autoglm.search.leaderboard import Leaderboard
+
+    result = build(
+        data,
+        out=out,
+        valid=valid,
+        test=test,
+        task=task,
+        columns=parse_columns(columns or []),
+        base=base,
+        target=target,
+        budget=budget,
+        trials=trials,
+        steps=steps,
+        seed=seed,
+    )
+    if as_json:
+        print_json(result.to_dict())
+        return
+    board = Leaderboard.load(result.leaderboard)
+    print_table(
+        "Leaderboard (validation split)",
+        ("model", board.metric, "loss", "parameters", "seconds", "state"),
+        [
+            (
+                row.name,
+                "" if row.score is None else f"{row.score:.4f}",
+                "" if row.valid_loss is None else f"{row.valid_loss:.3f}",
+                "" if row.parameters is None else f"{row.parameters / 1e6:.2f}M",
+                f"{row.seconds:.1f}",
+                row.state,
+            )
+            for row in board.ranked()
+        ],
+    )
+    for name, value in sorted(result.metrics.items()):
+        print_line(f"{name}: {value:.4f}")
+    print_line(f"bundle: {result.bundle} ({result.task}, {result.seconds:.0f} s)")
+    print_line(f"next:   open-autoglm serve {result.bundle}")

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`open-autoglm eval`: score a bundle on a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from open_autoglm.cli.output import print_json, print_line
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the tree."""
+    app.command(name="eval", epilog="Example: `open-autoglm eval runs/snips/bundle examples/snips/test.jsonl`")(
+        eval_command
+    )
+
+
+def eval_command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle folder.")],
+    data: Annotated[Path, typer.Argument(help="A file of the same shape as the training data.")],
+    columns: Annotated[
+        list[str] | None, typer.Option(help="Which columns to use: input=NAME output=NAME. May be repeated.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="float32, int8 or int4; what the bundle names by default.")
+    ] = None,
+    answers: Annotated[Path | None, typer.Option(help="Write each answer beside its reference, as JSON lines.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
+) -> None:
+    """Score BUNDLE on DATA with the metric of its task."""
+    from open_autoglm.data import parse_columns
+    from open_autoglm.evaluate import evaluate_bundle
+
+    evaluation = evaluate_bundle(
+        bundle, data, columns=parse_columns(columns or []), weights=weights, answers_path=answers
+    )
+    if as_json:
+        print_json(evaluation.to_dict())
+        return
+    print_line(f"{evaluation.metric}: {evaluation.value:.4f} over {evaluation.n} examples")
+    for name, value in sorted(evaluation.metrics.items()):
+        if name != evaluation.metric:
+            print_line(f"{name}: {value:.4f}")

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scoring a model on examples: answers decoded by the engine under the task's guide, then compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from open_autoglm.data import Example, encode_examples, load_examples
+from open_autoglm.errors import DataError
+from open_autoglm.metrics import perplexity, score_answers
+from open_autoglm.progress import ProgressBar
+from open_autoglm.storage import write_atomic
+from open_autoglm.task import Task
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from open_autoglm.engine import LLM
+    from open_autoglm.models.glm import GlmForCausalLM
+
+_BATCH: Final = 64
+_ANSWER_ROOM: Final = 1.25
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The deciding metric's `value` over `n` examples, and all metrics."""
+
+    metric: str
+    value: float
+    n: int
+    metrics: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def evaluate_answers(
+    llm: LLM,
+    examples: Sequence[Example],
+    task: Task,
+    *,
+    max_tokens: int,
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[Evaluation, list[str]]:
+    """Let the engine answer every example, greedily and under the task's guide, and score the answers.
+
+    max_tokens: of one answer. on_progress: called with how many are answered.
+    Returns the scores and the answers. Raises DataError when there are no examples.
+    """
+    if not examples:
+        raise DataError("there is nothing to evaluate: the file holds no examples")
+    answers: list[str] = []
+    for start in range(0, len(examples), _BATCH):
+        batch = examples[start : start + _BATCH]
+        prompts = [list(example.prompt) for example in batch]
+        completions = llm.chat(prompts, temperature=0.0, max_tokens=max_tokens)
+        answers.extend(completion.text for completion in completions)
+        if on_progress is not None:
+            on_progress(len(answers))
+    metrics = score_answers(task, answers, [example.answer for example in examples])
+    return Evaluation(task.metric, metrics[task.metric], len(examples), metrics), answers
+
+
+def evaluate_perplexity(
+    model: GlmForCausalLM, tokenizer: Tokenizer, examples: Sequence[Example], task: Task, *, max_length: int
+) -> Evaluation:
+    """Perplexity per token of the answers, and bits per byte of them, which compares across tokenizers.
+
+    Raises DataError when there are no examples.
+    """
+    from open_autoglm.train.trainer import validation_loss
+
+    if not examples:
+        raise DataError("there is nothing to evaluate: the file holds no examples")
+    encoded = encode_examples(examples, tokenizer, task, max_length=max_length)
+    nats = validation_loss(model, encoded) * len(encoded)
+    learnt = int(encoded.learn.sum())
+    size = sum(len(example.answer.encode()) for example in examples)
+    value = perplexity(nats, learnt)
+    metrics = {"perplexity": value, "bits_per_byte": nats / max(1, size) / 0.6931471805599453}
+    return Evaluation("perplexity", value, len(examples), metrics)
+
+
+def answer_room(examples: Sequence[Example], tokenizer: Tokenizer) -> int:
+    """How many tokens an answer may take: a quarter more than the longest of `examples`, and 8."""
+    longest = max((len(encoding.ids) for encoding in _encodings(examples, tokenizer)), default=0)
+    return int(longest * _ANSWER_ROOM) + 8
+
+
+def _encodings(examples: Sequence[Example], tokenizer: Tokenizer) -> Any:
+    return tokenizer.encode_batch([example.answer for example in examples], add_special_tokens=False)
+
+
+def evaluate_bundle(
+    bundle: Path | str,
+    data: Path | str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    weights: str | None = None,
+    answers_path: Path | None = None,
+) -> Evaluation:
+    """Score a bundle on a file of the shape that it was built from.
+
+    weights: `float32`, `int8` or `int4`; the bundle's default if not given. answers_path: where each answer is
+    written beside its reference, as JSON lines.
+    Raises BundleError for a folder that is not an intact bundle, DataError for the file.
+    """
+    from open_autoglm.bundle import open_bundle
+    from open_autoglm.bundle.huggingface import read_tokenizer
+    from open_autoglm.engine import LLM
+    from open_autoglm.models.checkpoint import load_config, load_model
+
+    opened = open_bundle(bundle)
+    examples = load_examples(Path(data), opened.task, columns=columns or None)
+    chosen = weights or opened.manifest.default_weights
+    if opened.task.metric == "perplexity":
+        model = load_model(opened.path, weights=chosen)
+        longest = load_config(opened.path).max_position_embeddings
+        return evaluate_perplexity(model, read_tokenizer(opened.path), examples, opened.task, max_length=longest)
+    with (
+        LLM(opened.path, quantize=None if chosen == "float32" else chosen, dtype="float32") as llm,
+        ProgressBar("eval", len(examples)) as bar,
+    ):
+        room = answer_room(examples, read_tokenizer(opened.path))
+        evaluation, answers = evaluate_answers(llm, examples, opened.task, max_tokens=room, on_progress=bar.update)
+    if answers_path is not None:
+        rows = zip(examples, answers, strict=True)
+        lines = (
+            json.dumps(
+                {"source": e.source, "input": e.input_text, "answer": answer, "reference": e.answer},
+                ensure_ascii=False,
+            )
+            for e, answer in rows
+        )
+        write_atomic(answers_path, "\n".join(lines) + "\n")
+    return evaluation
