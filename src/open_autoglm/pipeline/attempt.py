@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from open_autoglm import errors
-from open_autoglm.errors import OpenAutoGLMError, PipelineError
+from open_autoglm.errors import OpenAutoGLMError, PipelineError, StorageError
 from open_autoglm.pipeline.context import FAILURE_NAME, OUTPUT_NAME, REQUEST_NAME, stage_folder
 from open_autoglm.pipeline.events import EventLog
 from open_autoglm.pipeline.packet import Packet
@@ -120,6 +120,10 @@ class AttemptRunner:
             failure = read_json(written)
             if failure.get("attempt") == attempt:
                 return {"failure": {**failure, "log": str(log)}}
+        if code == StorageError.exit_code:
+            advice = "free some space and run the same command again, it continues where it stopped"
+            text = f"cannot write {folder}: the disk is full or refuses; {advice}"
+            return _failure("StorageError", text, permanent=True)
         return _failure(None, _explain_exit(code), permanent=False, log=log)
 
     def _run_process(self, target: str, folder: Path, deadline: float | None) -> tuple[str, int]:

@@ -49,6 +49,7 @@ class StageContext:
     def emit(self, event: Mapping[str, Any]) -> None:
         """Append a JSON object to RUN/events.jsonl; the time and the stage are added.
 
+        A number that is not finite becomes null: a diverging loss must not end the stage that reports it.
         Raises PipelineError if it is not JSON, StorageError when the disk refuses.
         """
         self.events.append(self.stage, event)

@@ -57,9 +57,10 @@ class DurableStages:
     once more takes the next generation, so that nothing recorded is ever changed.
     """
 
-    def __init__(self, run_id: str, workflow: Callable[..., Any]) -> None:
+    def __init__(self, run_id: str, workflow: Callable[..., Any], complaints: _LogFile) -> None:
         self._run_id = run_id
         self._workflow = workflow
+        self._complaints = complaints
 
     def records(self) -> dict[str, StageRecord]:
         """What is known about each stage that was ever begun. Raises StorageError."""
@@ -104,6 +105,8 @@ class DurableStages:
                 return dict(status.output or {})
             if status is not None and status.status == "ERROR":
                 raise StorageError(f"the end of a stage could not be recorded: {status.error}; run it again")
+            if self._complaints.fault is not None:
+                raise self._complaints.fault
             if time.monotonic() > deadline:
                 raise StorageError(
                     f"the end of a stage could not be recorded in {DATABASE_NAME}; see {LOG_NAME} in the run's folder, "
@@ -122,7 +125,7 @@ def durable_stages(folder: Path, run_id: str, workflow: StageWorkflow) -> Iterat
     from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, _dbos  # pyright: ignore[reportPrivateUsage]
 
     database = folder / DATABASE_NAME
-    with _TURN, _log_file(folder / LOG_NAME):
+    with _TURN, _log_file(folder / LOG_NAME) as complaints:
         # There is no public way to ask whether DBOS is in use, nor to put registered functions aside.
         if getattr(_dbos, "_dbos_global_instance", None) is not None:
             raise PipelineError("this process runs DBOS for something else; run the pipeline in a process of its own")
@@ -149,7 +152,7 @@ def durable_stages(folder: Path, run_id: str, workflow: StageWorkflow) -> Iterat
                 )
                 function = DBOS.workflow(name=_WORKFLOW, max_recovery_attempts=None)(_named(workflow))
                 DBOS.launch()
-            yield DurableStages(run_id, function)
+            yield DurableStages(run_id, function, complaints)
         finally:
             DBOS.destroy()
             _join_threads()
@@ -224,21 +227,32 @@ def _advice(text: str) -> str:
     return f"cannot use {DATABASE_NAME} in the run's folder ({text}); check its rights and the space on the disk"
 
 
-class _QuietFileHandler(logging.FileHandler):
+class _LogFile(logging.FileHandler):
+    """Keeps what DBOS has to say. When it cannot record the end of a workflow, it says so here and nowhere else."""
+
+    fault: StorageError | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record; remember a fault of the database."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, Exception):
+            self.fault = explain_database_error(error) or self.fault
+        super().emit(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class named it
         """A log that cannot be written must not disturb the terminal: what matters is raised as well."""
 
 
 @contextlib.contextmanager
-def _log_file(path: Path) -> Iterator[None]:
+def _log_file(path: Path) -> Iterator[_LogFile]:
     """Send what DBOS logs to a file, and nowhere else; it adds a console handler only where it finds none."""
     logger = logging.getLogger("dbos")
     handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
-    handler = _QuietFileHandler(path, encoding="utf-8", delay=True)
+    handler = _LogFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter(f"%(asctime)s {os.getpid()} %(levelname)s %(message)s"))
     logger.handlers, logger.propagate = [handler], False
     try:
-        yield
+        yield handler
     finally:
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)

@@ -36,7 +36,9 @@ class EventLog:
         """Write `event` with the time (UTC, milliseconds) and the stage, None for the whole run; returns all of it."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         whole = {"time": now, "stage": stage}
-        whole.update((key, value) for key, value in json_object(event, "event").items() if key not in whole)
+        whole.update(
+            (key, value) for key, value in json_object(event, "event", null_for_nan=True).items() if key not in whole
+        )
         line = json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         with explained(self._path, "write"):
             written = os.write(self._descriptor, line)

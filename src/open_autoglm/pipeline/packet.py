@@ -51,17 +51,18 @@ class Packet:
             raise PipelineError(f"not a packet: {type(error).__name__} {error}") from None
 
 
-def json_object(value: Any, name: str) -> dict[str, Any]:
+def json_object(value: Any, name: str, *, null_for_nan: bool = False) -> dict[str, Any]:
     """A copy of the mapping `value` in plain JSON types (tuples become lists).
 
-    name: what it is called in an error, such as `config`. Raises PipelineError naming the first part that is not JSON.
+    name: what it is called in an error, such as `config`. null_for_nan: take NaN and infinity, and write null for them.
+    Raises PipelineError naming the first part that is not JSON.
     """
     if not isinstance(value, Mapping):
         raise PipelineError(f"{name} must be a mapping of names to JSON values, not {type(value).__name__}")
-    return _json_value(value, name, 0)
+    return _json_value(value, name, 0, null_for_nan)
 
 
-def _json_value(value: Any, name: str, depth: int) -> Any:
+def _json_value(value: Any, name: str, depth: int, null_for_nan: bool) -> Any:
     if depth > _DEEPEST:
         raise PipelineError(f"{name[:80]}... is nested deeper than {_DEEPEST} levels")
     if isinstance(value, str):
@@ -76,16 +77,19 @@ def _json_value(value: Any, name: str, depth: int) -> Any:
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):
+            if null_for_nan:
+                return None
             raise PipelineError(f"{name} is {value}, which JSON cannot hold; leave it out or use null")
         return float(value)
     if isinstance(value, list | tuple):
-        return [_json_value(item, f"{name}[{index}]", depth + 1) for index, item in enumerate(value)]
+        return [_json_value(item, f"{name}[{index}]", depth + 1, null_for_nan) for index, item in enumerate(value)]
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise PipelineError(f"{name} has the key {key!r}; JSON keys are strings")
         return {
-            _json_value(key, name, depth): _json_value(item, f"{name}.{key}", depth + 1) for key, item in value.items()
+            _json_value(key, name, depth, null_for_nan): _json_value(item, f"{name}.{key}", depth + 1, null_for_nan)
+            for key, item in value.items()
         }
     raise PipelineError(
         f"{name} is a {type(value).__name__}, which JSON cannot hold; write it to a file and put its path here"

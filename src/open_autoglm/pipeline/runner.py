@@ -57,8 +57,8 @@ def run_pipeline(
 
     A stage takes `packet` if it needs nothing, the output of the one that it needs, or, if it needs several, a payload
     with the payload of each under its name; several last stages give the result in the same form. Stages that do not
-    need each other run side by side, at most one for each core. When a stage fails for good, no other is started, those
-    that run are finished, and its error is raised; the next call begins with that stage.
+    need each other run side by side, at most one for each core (but two at least). When a stage fails for good, no
+    other is started, those that run are finished, and its error is raised; the next call begins with that stage.
 
     modules: the code that stages may name, as short name -> `package.module:attribute`; nothing else is ever imported.
     lock: of `folder`, held by the caller. on_event: gets each event as it is written, in the calling thread.
@@ -167,7 +167,7 @@ class _Conductor:
         waiting = [stage for stage in self._specification.order if stage.stage not in self._outputs]
         running: dict[str, tuple[str, float]] = {}
         failure: OpenAutoGLMError | None = None
-        room = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        room = max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         while running or (waiting and failure is None):
             for stage in [stage for stage in waiting if all(need in self._outputs for need in needs[stage.stage])]:
                 if failure is not None or len(running) >= room:

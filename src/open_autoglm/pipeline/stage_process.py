@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from open_autoglm.errors import OpenAutoGLMError, PipelineError
+from open_autoglm.errors import OpenAutoGLMError, PipelineError, StorageError
 from open_autoglm.pipeline.context import FAILURE_NAME, OUTPUT_NAME, REQUEST_NAME, StageContext
 from open_autoglm.pipeline.events import EventLog
 from open_autoglm.pipeline.packet import Packet
@@ -162,7 +162,7 @@ def _work(target: str, folder: Path) -> int:
     _restore_environment(request["environment"])
     log_path = folder / f"attempt-{request['attempt']}.log"
     log = logging.Logger(f"open_autoglm.stage.{request['stage']}")  # not getLogger: it belongs to this attempt alone
-    handler = logging.FileHandler(log_path, encoding="utf-8", delay=True)
+    handler = _QuietFileHandler(log_path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
@@ -188,11 +188,19 @@ def _work(target: str, folder: Path) -> int:
         write_json(folder / OUTPUT_NAME, {"idempotency_key": context.idempotency_key, "packet": result.to_dict()})
     except Exception as error:  # noqa: BLE001 - whatever it is, the runner decides what becomes of it
         log.error("the attempt failed\n%s", traceback.format_exc())
-        write_json(folder / FAILURE_NAME, {"attempt": request["attempt"], **_describe(error)})
         _end_soon()
+        try:
+            write_json(folder / FAILURE_NAME, {"attempt": request["attempt"], **_describe(error)})
+        except StorageError:
+            return StorageError.exit_code  # all that can be said on a full disk
         return 1
     _end_soon()
     return 0
+
+
+class _QuietFileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class named it
+        """A log that cannot be written must not disturb the terminal: what matters is reported as well."""
 
 
 def _restore_environment(values: dict[str, str | None]) -> None:
