@@ -1,1 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Step 1: files -> examples, cleaned, split and tokenised, with the task that they ask for and a report.
+
+The names below are loaded on first use, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from open_autoglm.data.example import Example
+
+if TYPE_CHECKING:
+    from open_autoglm.data.augmentation import swap_slot_values, values_by_key
+    from open_autoglm.data.columns import parse_columns
+    from open_autoglm.data.encoding import TokenizedExamples, encode_examples
+    from open_autoglm.data.findings import Finding, FindingKind
+    from open_autoglm.data.preparation import PreparedData, load_examples, prepare
+    from open_autoglm.data.report import DataReport
+    from open_autoglm.data.tokenizer import choose_vocab_size, train_tokenizer
+
+__all__ = [
+    "DataReport",
+    "Example",
+    "Finding",
+    "FindingKind",
+    "PreparedData",
+    "TokenizedExamples",
+    "choose_vocab_size",
+    "encode_examples",
+    "load_examples",
+    "parse_columns",
+    "prepare",
+    "swap_slot_values",
+    "train_tokenizer",
+    "values_by_key",
+]
+
+_HOMES = {
+    "DataReport": "report",
+    "Finding": "findings",
+    "FindingKind": "findings",
+    "PreparedData": "preparation",
+    "TokenizedExamples": "encoding",
+    "choose_vocab_size": "tokenizer",
+    "encode_examples": "encoding",
+    "load_examples": "preparation",
+    "parse_columns": "columns",
+    "prepare": "preparation",
+    "swap_slot_values": "augmentation",
+    "train_tokenizer": "tokenizer",
+    "values_by_key": "augmentation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers in the one form in which they are trained on, compared and hashed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from open_autoglm.data.example import Example
+from open_autoglm.data.findings import FindingKind, FindingLog
+from open_autoglm.errors import DataError
+from open_autoglm.task import Task, TaskKind
+
+FREE_ORDER: Final = "x-free-order"
+COPIED: Final = "x-copied"
+_BAD_SHARE: Final = 0.01
+_MAX_DEPTH: Final = 32
+
+
+def dump_answer(value: Any) -> str:
+    """JSON as answers are written: one line, a space after commas and colons, no escapes for non-ASCII letters."""
+    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+
+
+def parse_answer(text: str) -> Any:
+    """A JSON object or array. Raises ValueError for anything else, and for nesting deeper than 32."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict | list):
+        raise ValueError("neither an object nor an array")
+    if _depth(value) > _MAX_DEPTH:
+        raise ValueError(f"nested deeper than {_MAX_DEPTH}")
+    return value
+
+
+def canonical_answer(text: str, schema: dict[str, Any] | None) -> str:
+    """The one serialisation of a JSON answer.
+
+    Keys of an object come in the order of the schema's properties, unless it is marked `x-free-order`: then, and
+    for keys that the schema does not know, in the order given.
+    Raises ValueError when `text` is not a JSON object or array.
+    """
+    return dump_answer(order_keys(parse_answer(text), schema))
+
+
+def order_keys(value: Any, schema: dict[str, Any] | None) -> Any:
+    """A JSON value with its keys in the order of the schema."""
+    if isinstance(value, dict):
+        node = _branch(schema, "object")
+        properties = node.get("properties", {})
+        names = list(value)
+        if not node.get(FREE_ORDER):
+            rank = {name: place for place, name in enumerate(properties)}
+            names.sort(key=lambda name: rank.get(name, len(rank)))
+        return {name: order_keys(value[name], properties.get(name)) for name in names}
+    if isinstance(value, list):
+        items = _branch(schema, "array").get("items")
+        return [order_keys(item, items) for item in value]
+    return value
+
+
+def canonical_example(example: Example, task: Task) -> Example:
+    """The example with its answer in canonical form. Raises ValueError when an extraction's answer is not JSON."""
+    if task.kind is TaskKind.EXTRACTION:
+        answer = canonical_answer(example.answer, task.answer_schema)
+    elif task.kind is TaskKind.CLASSIFICATION:
+        answer = example.answer.strip()
+    else:
+        return example
+    return replace(example, messages=(*example.prompt, replace(example.messages[-1], content=answer)))
+
+
+def drop_unusable(examples: Sequence[Example], kind: TaskKind, log: FindingLog) -> list[Example]:
+    """Without the rows whose answer is not JSON although the task is extraction; each is noted.
+
+    Raises DataError, naming the first such row, when they are more than 1%.
+    """
+    if kind is not TaskKind.EXTRACTION:
+        return list(examples)
+    kept: list[Example] = []
+    faults: list[tuple[str, str]] = []
+    for example in examples:
+        try:
+            parse_answer(example.answer)
+        except ValueError as error:
+            faults.append((example.source, str(error)))
+        else:
+            kept.append(example)
+    if len(faults) > _BAD_SHARE * len(examples):
+        source, reason = faults[0]
+        raise DataError(
+            f"{source}: the answer is not a JSON object or array ({reason}), and so are {len(faults) - 1} more of "
+            f"{len(examples)}; repair them, or give another --task"
+        )
+    for source, _ in faults:
+        log.note_source(FindingKind.DROP, "answer is not JSON", source)
+    return kept
+
+
+def _branch(schema: dict[str, Any] | None, kind: str) -> dict[str, Any]:
+    """The part of a schema that is about values of this type."""
+    if not schema:
+        return {}
+    return next((part for part in schema.get("anyOf", (schema,)) if part.get("type") == kind), {})
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+    return depth

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New extraction examples from old ones: slot values swapped in the input and in the answer at once."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from open_autoglm.chat.messages import Role
+from open_autoglm.data.answers import dump_answer
+from open_autoglm.data.example import Example
+from open_autoglm.data.words import find_whole_words, is_copied
+
+_SWAP_PROBABILITY = 0.5
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A string in an answer. path: keys and places that lead to it. span: where it stands in the input, if once."""
+
+    path: tuple[str | int, ...]
+    value: str
+    copied: bool
+    span: tuple[int, int] | None
+
+
+def values_by_key(examples: Sequence[Example]) -> dict[str, list[str]]:
+    """The different values that may stand for each other, sorted, by an opaque key.
+
+    Values share a key when they stand at the same place of the answer, and all strings of the answer that are not
+    words of the input (such as the intent) are the same too: a book is no substitute for a film there.
+    Raises ValueError for an answer that is not JSON.
+    """
+    values: dict[str, set[str]] = {}
+    for example in examples:
+        slots = _read_slots(json.loads(example.answer), example.input_text)
+        context = _context(slots)
+        for slot in slots:
+            if slot.span is not None:
+                values.setdefault(_key(context, slot.path), set()).add(slot.value)
+    return {key: sorted(found) for key, found in values.items()}
+
+
+def swap_slot_values(example: Example, values_by_key: Mapping[str, Sequence[str]], generator: random.Random) -> Example:
+    """The example with each slot value that is words of the input replaced, with probability one half, by another.
+
+    values_by_key: from the training split. A value is replaced where it occurs exactly once in the input; if the
+    result would leave a value of the answer without its words in the input, the example comes back unchanged.
+    Deterministic given the generator. Raises ValueError for an answer that is not JSON.
+    """
+    text = example.input_text
+    answer = json.loads(example.answer)
+    slots = _read_slots(answer, text)
+    context = _context(slots)
+    swaps: list[tuple[tuple[int, int], _Slot, str]] = []
+    taken: list[tuple[int, int]] = [slot.span for slot in slots if slot.span is not None]
+    for slot in slots:
+        if slot.span is None or generator.random() >= _SWAP_PROBABILITY:
+            continue
+        choices = values_by_key.get(_key(context, slot.path), ())
+        start, end = slot.span
+        if len(choices) < 2 or sum(first < end and start < last for first, last in taken) > 1:
+            continue
+        swaps.append((slot.span, slot, choices[generator.randrange(len(choices))]))
+    if not swaps:
+        return example
+    changed = text
+    for (start, end), _, value in sorted(swaps, key=lambda swap: swap[0], reverse=True):
+        changed = changed[:start] + value + changed[end:]
+    for _, slot, value in swaps:
+        _replace(answer, slot.path, value)
+    copied = {slot.path for slot in slots if slot.copied}
+    if not all(is_copied(slot.value, changed) for slot in _read_slots(answer, changed) if slot.path in copied):
+        return example
+    place = max(index for index, message in enumerate(example.prompt) if message.role is Role.USER)
+    messages = list(example.messages)
+    messages[place] = replace(messages[place], content=changed)
+    messages[-1] = replace(messages[-1], content=dump_answer(answer))
+    return replace(example, messages=tuple(messages))
+
+
+def _read_slots(value: Any, text: str, path: tuple[str | int, ...] = ()) -> list[_Slot]:
+    if isinstance(value, dict):
+        return [slot for key, inner in value.items() for slot in _read_slots(inner, text, (*path, key))]
+    if isinstance(value, list):
+        return [slot for place, inner in enumerate(value) for slot in _read_slots(inner, text, (*path, place))]
+    if not isinstance(value, str):
+        return []
+    spans = list(find_whole_words(value, text))
+    return [_Slot(path, value, is_copied(value, text), spans[0] if len(spans) == 1 else None)]
+
+
+def _context(slots: Sequence[_Slot]) -> str:
+    return dump_answer([[*map(str, slot.path), slot.value] for slot in slots if not slot.copied])
+
+
+def _key(context: str, path: tuple[str | int, ...]) -> str:
+    keys = ["[]" if isinstance(step, int) else step for step in path]
+    return f"{dump_answer(keys)} in {context}"
+
+
+def _replace(answer: Any, path: tuple[str | int, ...], value: str) -> None:
+    for step in path[:-1]:
+        answer = answer[step]
+    answer[path[-1]] = value

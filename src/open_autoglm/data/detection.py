@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is to be learnt from examples: the task's kind, how sure that is, why, and what else it could be."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from open_autoglm.chat.messages import Role
+from open_autoglm.data.columns import DOCUMENT_NAMES, SUMMARY_NAMES, find_named, is_json_container
+from open_autoglm.data.example import Example
+from open_autoglm.data.layouts import Layout, Shape
+from open_autoglm.errors import DataError
+from open_autoglm.task import TaskKind
+
+_SAMPLE: Final = 5000
+_TEMPERATURE: Final = 0.15
+_LABEL_CHARACTERS: Final = 60
+_LABEL_WORDS: Final = 6
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The kind, confidence in [0, 1], the reason in one sentence, and the next best kind."""
+
+    kind: TaskKind
+    confidence: float
+    reason: str
+    runner_up: TaskKind | None
+
+
+def detect_task(examples: Sequence[Example], layout: Layout) -> Detection:
+    """Weigh the evidence for each kind, from how the file is laid out and from what its texts are like.
+
+    Confidence is the winner's evidence times its share among all kinds (softmax of the evidence at 0.15).
+    Raises DataError when there are no examples.
+    """
+    if not examples:
+        raise DataError("no row has both an input and an answer, so there is nothing to learn")
+    step = max(1, len(examples) // _SAMPLE)
+    sample = examples[::step]
+    evidence = {kind: found for kind, found in _weigh(sample, layout).items() if found[0] > 0}
+    ranked = sorted(evidence, key=lambda kind: -evidence[kind][0])
+    best = ranked[0]
+    weights = {kind: math.exp(evidence[kind][0] / _TEMPERATURE) for kind in ranked}
+    confidence = evidence[best][0] * weights[best] / sum(weights.values())
+    return Detection(best, round(confidence, 3), evidence[best][1], ranked[1] if len(ranked) > 1 else None)
+
+
+def _weigh(sample: Sequence[Example], layout: Layout) -> dict[TaskKind, tuple[float, str]]:
+    if layout.shape is Shape.PLAIN_TEXT:
+        return {TaskKind.PLAIN_TEXT: (0.98, "the file holds running text without questions")}
+    answers = [example.answer for example in sample]
+    return {
+        TaskKind.EXTRACTION: _weigh_extraction(answers),
+        TaskKind.CLASSIFICATION: _weigh_classification(sample, answers, layout),
+        TaskKind.QUESTION_ANSWERING: _weigh_question_answering(sample, layout),
+        TaskKind.SUMMARISATION: _weigh_summarisation(sample, layout),
+        TaskKind.DIALOGUE: _weigh_dialogue(sample),
+        TaskKind.INSTRUCTION: _weigh_instruction(sample),
+    }
+
+
+def _weigh_extraction(answers: Sequence[str]) -> tuple[float, str]:
+    share = sum(is_json_container(answer) for answer in answers) / len(answers)
+    return (share if share > 0.5 else 0.0), f"{share:.0%} of the answers are JSON objects or arrays"
+
+
+def _weigh_classification(sample: Sequence[Example], answers: Sequence[str], layout: Layout) -> tuple[float, str]:
+    """Few distinct short answers, nearly all of which come again; none of them cut from its input."""
+    if _share_of_dialogues(sample) > 0.2:
+        return 0.0, ""
+    counts = Counter(answer.strip() for answer in answers)
+    short = sum(count for answer, count in counts.items() if _is_label(answer)) / len(answers)
+    again = sum(count for count in counts.values() if count > 1) / len(answers)
+    per_label = len(answers) / len(counts)
+    repeats = min(1.0, math.log10(max(1.0, per_label)))
+    score = short * again * (0.4 + 0.6 * repeats)
+    if layout.shape is Shape.LABELLED:
+        score = max(score, short * (0.5 + 0.5 * score))
+    if is_json_container(answers[0]):
+        score *= 0.3
+    cut = sum(answer.strip() in example.input_text for answer, example in zip(answers, sample, strict=True))
+    if cut > 0.8 * len(answers) and len(counts) > 20:
+        score *= 0.5
+    return 0.98 * score, f"{len(counts)} short labels answer {len(answers)} rows"
+
+
+def _weigh_question_answering(sample: Sequence[Example], layout: Layout) -> tuple[float, str]:
+    """Answers that are pieces of a longer input."""
+    if _share_of_dialogues(sample) > 0.2:
+        return 0.0, ""
+    inside = sum(example.answer in example.input_text for example in sample) / len(sample)
+    asks = sum(example.input_text.rstrip().endswith(("?", "？")) for example in sample) / len(sample)
+    if layout.shape is Shape.PASSAGE:
+        return 0.9 + 0.08 * inside, f"each row has a passage, a question and an answer; {inside:.0%} are words of it"
+    ratio = _mean(example.answer for example in sample) / max(1.0, _mean(example.input_text for example in sample))
+    short = 1.0 if ratio < 0.3 else 0.0
+    score = (0.75 * inside * short * (0.4 + 0.6 * asks)) if inside > 0.5 else 0.35 * asks
+    return score, f"{asks:.0%} of the inputs end in a question and {inside:.0%} of the answers are words of them"
+
+
+def _weigh_summarisation(sample: Sequence[Example], layout: Layout) -> tuple[float, str]:
+    """Long inputs with much shorter answers of some length."""
+    if _share_of_dialogues(sample) > 0.2:
+        return 0.0, ""
+    source, target = _mean(example.input_text for example in sample), _mean(example.answer for example in sample)
+    ratio = target / max(1.0, source)
+    named = layout.output_column is not None and find_named(SUMMARY_NAMES, (layout.output_column,)) is not None
+    document = layout.input_column is not None and find_named(DOCUMENT_NAMES, (layout.input_column,)) is not None
+    lengths = source >= 200 and ratio <= 0.4 and target >= 12
+    distinct = len({example.answer for example in sample}) / len(sample)
+    score = (0.55 if named and ratio < 0.8 else 0.0) + (0.15 if document else 0.0)
+    if lengths:
+        score = max(score, 0.25) + 0.25 * (1 - ratio) + (0.2 if document else 0.0)
+    reason = f"inputs of {source:.0f} characters on average have answers of {target:.0f}"
+    if named:
+        reason = f"the answers are called '{layout.output_column}', and {reason}"
+    return min(0.98, score * min(1.0, 2 * distinct)), reason
+
+
+def _weigh_dialogue(sample: Sequence[Example]) -> tuple[float, str]:
+    share = _share_of_dialogues(sample)
+    return 0.98 * share, f"{share:.0%} of the rows are dialogues of several turns or with tool calls"
+
+
+def _weigh_instruction(sample: Sequence[Example]) -> tuple[float, str]:
+    """What is left: free answers to free requests."""
+    share = 1.0 - _share_of_dialogues(sample)
+    distinct = len({example.answer for example in sample}) / len(sample)
+    free = sum(not is_json_container(example.answer) for example in sample) / len(sample)
+    length = _mean(example.answer for example in sample)
+    return 0.8 * share * distinct * free * min(1.0, 0.6 + length / 100), (
+        f"free requests with free answers of {length:.0f} characters on average"
+    )
+
+
+def _share_of_dialogues(sample: Sequence[Example]) -> float:
+    count = 0
+    for example in sample:
+        users = sum(message.role is Role.USER for message in example.messages)
+        tools = any(message.role is Role.OBSERVATION or message.metadata for message in example.messages)
+        count += users > 1 or tools
+    return count / len(sample)
+
+
+def _is_label(text: str) -> bool:
+    wide = sum(character > "\u2e80" for character in text)
+    return len(text) <= _LABEL_CHARACTERS and len(text.split()) <= _LABEL_WORDS and wide <= 20 and "\n" not in text
+
+
+def _mean(texts: Iterable[str]) -> float:
+    lengths = [len(text) for text in texts]
+    return sum(lengths) / max(1, len(lengths))

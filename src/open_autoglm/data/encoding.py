@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examples -> token ids with a loss mask, end to end in flat arrays that can be mapped from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from open_autoglm.chat.messages import Role
+from open_autoglm.chat.template import (
+    BEGIN_MASK,
+    BEGIN_SEQUENCE,
+    END_OF_TEXT,
+    ROLE_TOKENS,
+    Segment,
+    render,
+)
+from open_autoglm.data.example import Example
+from open_autoglm.errors import CheckpointError, ConfigurationError, StorageError
+from open_autoglm.storage import explained, replacing
+from open_autoglm.task import Task, TaskKind
+
+_BEGIN: Final = 2
+_LEAST_LENGTH: Final = 8
+_FILES: Final = {"token_ids": np.int32, "learn": np.bool_, "offsets": np.int64, "shortened": np.int64}
+
+
+def _no_rows() -> np.ndarray:
+    return np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class TokenizedExamples:
+    """Sequences of tokens, laid end to end.
+
+    token_ids: int32[total]. learn: bool[total], whether the loss counts a token. offsets: int64[n + 1], sequence i is
+    `token_ids[offsets[i]:offsets[i + 1]]`. shortened: int64[m], the sequences that were longer than allowed.
+    """
+
+    token_ids: np.ndarray
+    learn: np.ndarray
+    offsets: np.ndarray
+    shortened: np.ndarray = field(default_factory=_no_rows)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[n], tokens of each sequence."""
+        return np.diff(np.asarray(self.offsets))
+
+    def gather(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The chosen sequences laid end to end.
+
+        chosen: int64[k], indices. Returns token ids int32[total], learn bool[total] and lengths int64[k].
+        """
+        offsets = np.asarray(self.offsets)
+        starts = offsets[chosen]
+        lengths = offsets[np.asarray(chosen) + 1] - starts
+        firsts = np.cumsum(lengths) - lengths
+        places = np.arange(int(lengths.sum())) + np.repeat(starts - firsts, lengths)
+        return np.asarray(self.token_ids[places]), np.asarray(self.learn[places]), lengths
+
+    def save(self, folder: Path) -> None:
+        """Write one `.npy` file per array. Raises StorageError when the disk refuses."""
+        for name, dtype in _FILES.items():
+            with replacing(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
+                np.save(file, np.ascontiguousarray(getattr(self, name), dtype=dtype), allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> TokenizedExamples:
+        """Map what `save` wrote, without reading it. Raises StorageError for a folder that holds something else."""
+        arrays: dict[str, np.ndarray] = {}
+        for name, dtype in _FILES.items():
+            path = folder / f"{name}.npy"
+            try:
+                with explained(path, "read"):
+                    arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+            except ValueError:
+                arrays[name] = _load_empty(path)
+            if arrays[name].dtype != dtype or arrays[name].ndim != 1:
+                raise StorageError(f"{path} is not what was written there; tokenise the data again")
+        total = len(arrays["token_ids"])
+        offsets = arrays["offsets"]
+        if len(arrays["learn"]) != total or not len(offsets) or offsets[0] != 0 or offsets[-1] != total:
+            raise StorageError(f"{folder}: the arrays do not belong together; tokenise the data again")
+        return cls(**arrays)
+
+
+def encode_examples(
+    examples: Sequence[Example], tokenizer: Tokenizer, task: Task, *, max_length: int
+) -> TokenizedExamples:
+    """Lay out examples in GLM's chat format, or plain text between its begin and end tokens, and tokenise them.
+
+    A longer example than `max_length` tokens loses the beginning of its prompt, after the two begin tokens, and
+    keeps its whole answer; an answer that is longer by itself, or plain text, loses its end. Either is listed in
+    `shortened`.
+    Raises ConfigurationError for a max_length under 8, CheckpointError if the tokenizer lacks a control token.
+    """
+    if max_length < _LEAST_LENGTH:
+        raise ConfigurationError(f"max_length {max_length} is too short for a dialogue; give at least {_LEAST_LENGTH}")
+    is_plain = task.kind is TaskKind.PLAIN_TEXT
+    laid_out = [
+        _lay_out_text(example.answer) if is_plain else render(example.messages, add_generation_prompt=False)
+        for example in examples
+    ]
+    encoded = _encode_segments(laid_out, tokenizer)
+    assistant = tokenizer.token_to_id(ROLE_TOKENS[Role.ASSISTANT])
+    ids: list[int] = []
+    learn: list[bool] = []
+    offsets = [0]
+    shortened: list[int] = []
+    for index, (segments, parts) in enumerate(zip(laid_out, encoded, strict=True)):
+        row = [token for part in parts for token in part]
+        marks = [segment.learn for segment, part in zip(segments, parts, strict=True) for _ in part]
+        if len(row) > max_length:
+            shortened.append(index)
+            keep = _kept(row, max_length, None if is_plain else assistant)
+            row = [row[place] for place in keep]
+            marks = [marks[place] for place in keep]
+        ids.extend(row)
+        learn.extend(marks)
+        offsets.append(len(ids))
+    return TokenizedExamples(
+        np.array(ids, dtype=np.int32),
+        np.array(learn, dtype=np.bool_),
+        np.array(offsets, dtype=np.int64),
+        np.array(shortened, dtype=np.int64),
+    )
+
+
+def _lay_out_text(text: str) -> list[Segment]:
+    return [
+        Segment(BEGIN_MASK, control=True),
+        Segment(BEGIN_SEQUENCE, control=True),
+        Segment(text, learn=True),
+        Segment(END_OF_TEXT, control=True, learn=True),
+    ]
+
+
+def _encode_segments(laid_out: Sequence[Sequence[Segment]], tokenizer: Tokenizer) -> list[list[list[int]]]:
+    """Token ids of each segment, all texts in one batch; the same ids as `chat.template.encode`."""
+    tokenizer.encode_special_tokens = True
+    texts = [segment.text for segments in laid_out for segment in segments if not segment.control]
+    encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    control: dict[str, list[int]] = {}
+    encoded: list[list[list[int]]] = []
+    for segments in laid_out:
+        parts: list[list[int]] = []
+        for segment in segments:
+            if not segment.control:
+                parts.append(next(encodings).ids)
+                continue
+            if segment.text not in control:
+                token_id = tokenizer.token_to_id(segment.text)
+                if token_id is None:
+                    raise CheckpointError(f"the tokenizer has no token '{segment.text}', which GLM's chat format needs")
+                control[segment.text] = [token_id]
+            parts.append(control[segment.text])
+        encoded.append(parts)
+    return encoded
+
+
+def _kept(row: Sequence[int], max_length: int, assistant: int | None) -> list[int]:
+    """The places of a long sequence that stay."""
+    if assistant is None:
+        return list(range(max_length))
+    answer = len(row) - 1 - row[::-1].index(assistant)
+    room = max_length - _BEGIN - (len(row) - answer)
+    if room < 0:
+        return [*range(_BEGIN), *range(answer, answer + max_length - _BEGIN)]
+    return [*range(_BEGIN), *range(answer - room, len(row))]
+
+
+def _load_empty(path: Path) -> np.ndarray:
+    """An array without elements, which cannot be mapped."""
+    try:
+        with explained(path, "read"):
+            return np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise StorageError(f"{path} is not an array file ({error}); tokenise the data again") from None

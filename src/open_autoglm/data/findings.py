@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was found and changed on the way from files to examples, with the rows, so that nothing happens in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class FindingKind(StrEnum):
+    """What was done about a row."""
+
+    REPAIR = "repair"
+    DROP = "drop"
+    DUPLICATE = "duplicate"
+    CONTRADICTION = "contradiction"
+    LEAK = "leak"
+    UNSEEN = "unseen"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing noticed in one or more rows.
+
+    rows: for each file the row numbers, written like `3, 7-9`; empty when it concerns the file as a whole.
+    """
+
+    kind: FindingKind
+    what: str
+    count: int
+    rows: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return {"kind": self.kind.value, "what": self.what, "count": self.count, "rows": self.rows}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Finding:
+        """The inverse of `to_dict`."""
+        return cls(FindingKind(values["kind"]), values["what"], int(values["count"]), dict(values["rows"]))
+
+
+@dataclass
+class FindingLog:
+    """Collects findings while data is read; `findings` sums them up."""
+
+    _rows: dict[tuple[FindingKind, str], dict[str, list[int]]] = field(default_factory=dict)
+
+    def note(self, kind: FindingKind, what: str, file: str, row: int | None = None) -> None:
+        """Add a row of a file, or the whole file when `row` is None."""
+        rows = self._rows.setdefault((kind, what), {}).setdefault(file, [])
+        if row is not None:
+            rows.append(row)
+
+    def note_source(self, kind: FindingKind, what: str, source: str) -> None:
+        """Add the row that an `Example.source` names."""
+        file, _, row = source.rpartition(":")
+        self.note(kind, what, file, int(row) if row.isdigit() else None)
+
+    def extend(self, findings: Iterable[tuple[FindingKind, str, str, int | None]]) -> None:
+        """`note` each."""
+        for finding in findings:
+            self.note(*finding)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Everything noted, in the order in which each kind of thing was first seen."""
+        return tuple(
+            Finding(
+                kind,
+                what,
+                sum(max(1, len(rows)) for rows in files.values()),
+                {file: format_rows(rows) for file, rows in files.items()},
+            )
+            for (kind, what), files in self._rows.items()
+        )
+
+
+def format_rows(rows: Sequence[int]) -> str:
+    """Row numbers as people write them: `3, 7-9`."""
+    parts: list[str] = []
+    ordered = sorted(set(rows))
+    start = 0
+    for index in range(1, len(ordered) + 1):
+        if index == len(ordered) or ordered[index] != ordered[index - 1] + 1:
+            first, last = ordered[start], ordered[index - 1]
+            parts.append(str(first) if first == last else f"{first}-{last}")
+            start = index
+    return ", ".join(parts)

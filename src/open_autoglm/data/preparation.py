@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files -> clean, split, canonical examples with their task and a report: the data step on one page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from open_autoglm.data.answers import canonical_example, drop_unusable
+from open_autoglm.data.cleaning import note_contradictions, note_duplicates, remove_duplicates, remove_leaks
+from open_autoglm.data.detection import Detection, detect_task
+from open_autoglm.data.example import Example
+from open_autoglm.data.findings import FindingKind, FindingLog
+from open_autoglm.data.layouts import Layout, Shape, find_layout
+from open_autoglm.data.readers import FileRows, read_rows
+from open_autoglm.data.report import DataReport, FileReport, measure_lengths, name_language, summarise_output
+from open_autoglm.data.schema import infer_answer_schema, infer_labels
+from open_autoglm.data.shapes import read_examples
+from open_autoglm.data.splitting import split_examples
+from open_autoglm.errors import DataError, StorageError
+from open_autoglm.storage import explained, read_json, write_atomic, write_json
+from open_autoglm.task import Task, TaskKind
+
+_SPLITS: Final = ("train", "valid", "test")
+_LEAST_EXAMPLES: Final = 4
+_LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What the data step hands on: three splits with canonical answers, the task, and the report."""
+
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+    test: tuple[Example, ...]
+    task: Task
+    report: DataReport
+
+    def digest(self) -> str:
+        """SHA-256 over the examples of all splits; where the rows came from does not count."""
+        total = hashlib.sha256()
+        for split in _SPLITS:
+            total.update(f"{split}\n".encode())
+            for example in getattr(self, split):
+                messages = [message.to_dict() for message in example.messages]
+                total.update(json.dumps(messages, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+        return total.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write one JSON Lines file per split, `task.json` and `report.json`. Raises StorageError."""
+        for split in _SPLITS:
+            lines = (json.dumps(example.to_dict(), ensure_ascii=False) for example in getattr(self, split))
+            write_atomic(folder / f"{split}.jsonl", "".join(f"{line}\n" for line in lines))
+        write_json(folder / "report.json", self.report.to_dict())
+        write_json(folder / "task.json", self.task.to_dict())
+
+    @classmethod
+    def load(cls, folder: Path) -> PreparedData:
+        """The inverse of `save`. Raises StorageError for a folder that holds something else."""
+        try:
+            splits = {split: tuple(_load_examples(folder / f"{split}.jsonl")) for split in _SPLITS}
+            task = Task.from_dict(read_json(folder / "task.json"))
+            report = DataReport.from_dict(read_json(folder / "report.json"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise StorageError(
+                f"{folder} does not hold prepared data ({type(error).__name__}: {error}); prepare the data again"
+            ) from None
+        return cls(**splits, task=task, report=report)
+
+
+def prepare(
+    train: Path,
+    *,
+    valid: Path | None = None,
+    test: Path | None = None,
+    task: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> PreparedData:
+    """Read, understand, clean and split a data set.
+
+    valid, test: files of the same shape; a tenth of the training examples each if not given. task: the kind, when
+    the detected one is wrong. columns: `input` and `output` column, when the detected ones are wrong.
+    Duplicates go from the training split, and so does what is also in a given valid or test file, which stay as
+    they are. Labels and answer schema are inferred from the training split alone.
+    Raises DataError for files or rows that cannot be used, ConfigurationError for an unknown task or column.
+    """
+    log = FindingLog()
+    wanted = TaskKind.of(task) if task is not None else None
+    paths = {"train": train, "valid": valid, "test": test}
+    files = {split: read_rows(path, name=_name(path, paths)) for split, path in paths.items() if path is not None}
+    layouts: dict[str, Layout] = {}
+    found: dict[str, list[Example]] = {}
+    for split, file in files.items():
+        layouts[split] = find_layout(file, columns, known=layouts.get("train"))
+        _check_same_shape(layouts["train"], layouts[split], file)
+        log.extend(file.repairs)
+        found[split] = read_examples(file, layouts[split], log)
+    detection = _detect(found["train"], layouts["train"], wanted, files["train"])
+    kind = detection.kind
+    found = {split: drop_unusable(examples, kind, log) for split, examples in found.items()}
+    splits = _clean_and_split(found, kind, seed, log)
+    result = make_task(kind, splits["train"], layouts["train"])
+    final = {split: tuple(canonical_example(e, result) for e in splits.get(split, ())) for split in _SPLITS}
+    _note_unseen_labels(result, final, log)
+    report = DataReport(
+        files=tuple(_report_file(split, file, layouts[split]) for split, file in files.items()),
+        task=kind.value,
+        confidence=detection.confidence,
+        reason=detection.reason,
+        runner_up=detection.runner_up.value if detection.runner_up else None,
+        language=name_language(f"{example.input_text} {example.answer}" for example in final["train"]),
+        lengths=measure_lengths(final["train"]),
+        split_sizes={split: len(final[split]) for split in _SPLITS},
+        findings=log.findings(),
+        output=summarise_output(result, final["train"]),
+    )
+    return PreparedData(final["train"], final["valid"], final["test"], result, report)
+
+
+def load_examples(path: Path, task: Task | None = None, columns: Mapping[str, str] | None = None) -> list[Example]:
+    """Read a file as the training file of `task` was read, its answers canonical by the same schema.
+
+    For scoring: nothing is removed but rows that cannot be used, which a warning names. task: detected if None.
+    Raises DataError for a file that cannot be used, ConfigurationError for an unknown column.
+    """
+    log = FindingLog()
+    file = read_rows(path)
+    layout = find_layout(file, columns, known=_layout_of(task, file))
+    examples = read_examples(file, layout, log)
+    if not examples:
+        raise DataError(f"{path}: no row has both an input and an answer")
+    kind = task.kind if task is not None else detect_task(examples, layout).kind
+    _check_fits(kind, layout, file)
+    examples = drop_unusable(examples, kind, log)
+    for finding in log.findings():
+        if finding.kind is FindingKind.DROP:
+            _LOG.warning(
+                "%s: %d rows left out, %s: %s", path, finding.count, finding.what, "; ".join(finding.rows.values())
+            )
+    task = task or make_task(kind, examples, layout)
+    return [canonical_example(example, task) for example in examples]
+
+
+def make_task(kind: TaskKind, train: Sequence[Example], layout: Layout) -> Task:
+    """The task of training examples. Raises DataError when there is only one label, or an answer is not JSON."""
+    labels = infer_labels(train) if kind is TaskKind.CLASSIFICATION else ()
+    if len(labels) == 1:
+        raise DataError(
+            f"all rows of '{layout.output_column}' have the one label '{labels[0][:80]}', so there is nothing to tell "
+            "apart; give data with at least two labels, or another --task"
+        )
+    schema = infer_answer_schema(train) if kind is TaskKind.EXTRACTION else None
+    return Task(kind, labels, schema, layout.input_column, layout.output_column)
+
+
+def _detect(examples: Sequence[Example], layout: Layout, wanted: TaskKind | None, file: FileRows) -> Detection:
+    if not examples:
+        raise DataError(f"{file.path}: no row has both an input and an answer, so there is nothing to learn")
+    detection = detect_task(examples, layout)
+    if wanted is None or wanted is detection.kind:
+        return detection
+    _check_fits(wanted, layout, file)
+    reason = f"chosen by --task; detected was {detection.kind.value}, because {detection.reason}"
+    return Detection(wanted, 1.0, reason, detection.kind)
+
+
+def _check_fits(kind: TaskKind, layout: Layout, file: FileRows) -> None:
+    if (kind is TaskKind.PLAIN_TEXT) != (layout.shape is Shape.PLAIN_TEXT):
+        raise DataError(
+            f"{file.path}: plain text and question-answer pairs cannot stand for each other, and the task is "
+            f"{kind.value}; choose columns with --columns (only output=NAME for plain text), or another --task"
+        )
+
+
+def _check_same_shape(first: Layout, other: Layout, file: FileRows) -> None:
+    if (first.shape is Shape.PLAIN_TEXT) != (other.shape is Shape.PLAIN_TEXT):
+        raise DataError(
+            f"{file.path} is not laid out like the training file (columns there: {', '.join(first.columns) or 'none'}; "
+            f"here: {', '.join(file.columns) or 'none'})"
+        )
+
+
+def _clean_and_split(
+    found: dict[str, list[Example]], kind: TaskKind, seed: int, log: FindingLog
+) -> dict[str, list[Example]]:
+    train = remove_duplicates(found["train"], log)
+    given = {split: found[split] for split in ("valid", "test") if split in found}
+    for split, examples in given.items():
+        if not examples:
+            raise DataError(f"the {split} file has no row with both an input and an answer")
+        note_duplicates(examples, log)
+        train = remove_leaks(train, examples, split, log)
+    note_contradictions(train, log)
+    if len(train) < _LEAST_EXAMPLES:
+        raise DataError(
+            f"only {len(train)} usable and different training examples are left of {len(found['train'])}; at least "
+            f"{_LEAST_EXAMPLES} are needed to train and to check, and hundreds to get anywhere"
+        )
+    rest, valid, test = split_examples(train, kind, valid="valid" not in given, test="test" not in given, seed=seed)
+    return {"train": rest, "valid": given.get("valid", valid), "test": given.get("test", test)}
+
+
+def _note_unseen_labels(task: Task, splits: Mapping[str, Sequence[Example]], log: FindingLog) -> None:
+    if task.kind is not TaskKind.CLASSIFICATION:
+        return
+    known = set(task.labels)
+    for split in ("valid", "test"):
+        for example in splits[split]:
+            if example.answer not in known:
+                log.note_source(
+                    FindingKind.UNSEEN, f"label in the {split} split that train does not have; kept", example.source
+                )
+
+
+def _layout_of(task: Task | None, file: FileRows) -> Layout | None:
+    """The two columns that the task was read from, where nothing but them is needed to read this file."""
+    if task is None or task.input_column is None or task.output_column is None:
+        return None
+    if task.input_column == task.output_column or not {task.input_column, task.output_column} <= set(file.columns):
+        return None
+    found = None
+    try:
+        found = find_layout(file)
+    except DataError:
+        # Its content says nothing, as in a file of few rows; the columns of the task do.
+        return Layout(Shape.PAIR, task.input_column, task.output_column, by="the task")
+    if found.shape in (Shape.PASSAGE, Shape.ALPACA, Shape.DIALOGUE):
+        return found
+    return replace(found, shape=Shape.PAIR, input_column=task.input_column, output_column=task.output_column)
+
+
+def _report_file(split: str, file: FileRows, layout: Layout) -> FileReport:
+    used = tuple(column for column in file.columns if column in {*layout.columns, "system", "tools"})
+    ignored = tuple(column for column in file.columns if column not in used)
+    return FileReport(str(file.path), split, file.format, file.encoding, len(file), used, ignored)
+
+
+def _name(path: Path, paths: Mapping[str, Path | None]) -> str:
+    """A file's name, with its folder's where two files share it."""
+    same = [other for other in paths.values() if other is not None and other.name == path.name]
+    return path.name if len(same) == 1 else f"{path.resolve().parent.name}/{path.name}"
+
+
+def _load_examples(path: Path) -> Iterable[Example]:
+    with explained(path, "read"):
+        text = path.read_text(encoding="utf-8")
+    values: Iterable[Any] = map(json.loads, text.removesuffix("\n").split("\n") if text else ())
+    return map(Example.from_dict, values)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all answers have in common: the labels of a classification, the JSON schema of an extraction."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from open_autoglm.data.answers import COPIED, FREE_ORDER, parse_answer
+from open_autoglm.data.example import Example
+from open_autoglm.data.words import is_copied
+from open_autoglm.errors import DataError
+
+_COPIED_SHARE: Final = 0.995
+_COPIED_LEAST: Final = 20
+_ENUM_VALUES: Final = 256
+_ENUM_PER_VALUE: Final = 8
+_ENUM_UNSEEN: Final = 0.01
+_REORDERED_SHARE: Final = 0.005
+_DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
+def infer_labels(examples: Iterable[Example]) -> tuple[str, ...]:
+    """The labels, most frequent first; equally frequent ones in the order of first use."""
+    return tuple(label for label, _ in Counter(example.answer.strip() for example in examples).most_common())
+
+
+def infer_answer_schema(examples: Sequence[Example]) -> dict[str, Any]:
+    """A JSON schema that every answer fits, and no wider than they show.
+
+    * An object's keys are those seen, required if in every one; their order is free when none is required, or when
+      two keys change places in more than 0.5% of the objects that have both.
+    * A string that was seen 20 times, and is whole words of the last user message in 99.5% of them, is `x-copied`:
+      unseen words are as good as seen ones.
+    * Another string is an enum when its values are a closed set: eight rows per value, and an estimated chance of at
+      most 1% that the next one is new (values seen once / values seen; Good 1953).
+    Raises DataError for an answer that is not a JSON object or array.
+    """
+    root = _Seen()
+    for example in examples:
+        try:
+            value = parse_answer(example.answer)
+        except ValueError as error:
+            raise DataError(f"{example.source}: the answer is not a JSON object or array ({error})") from None
+        root.add(value, example.input_text)
+    return {"$schema": _DIALECT, **root.schema()}
+
+
+@dataclass
+class _Seen:
+    """All values seen at one place of the answers."""
+
+    types: Counter[str] = field(default_factory=Counter)
+    strings: Counter[str] = field(default_factory=Counter)
+    copied: int = 0
+    keys: dict[str, _Seen] = field(default_factory=dict)
+    before: Counter[tuple[str, str]] = field(default_factory=Counter)
+    items: _Seen | None = None
+    shortest: int | None = None
+
+    def add(self, value: Any, text: str) -> None:
+        """Count a value of an answer to `text`."""
+        if isinstance(value, dict):
+            self.types["object"] += 1
+            names = list(value)
+            for place, name in enumerate(names):
+                self.keys.setdefault(name, _Seen()).add(value[name], text)
+                self.before.update((name, later) for later in names[place + 1 :])
+        elif isinstance(value, list):
+            self.types["array"] += 1
+            self.shortest = len(value) if self.shortest is None else min(self.shortest, len(value))
+            self.items = self.items or _Seen()
+            for item in value:
+                self.items.add(item, text)
+        elif isinstance(value, str):
+            self.types["string"] += 1
+            self.strings[value] += 1
+            self.copied += is_copied(value, text)
+        elif value is None:
+            self.types["null"] += 1
+        elif isinstance(value, bool):
+            self.types["boolean"] += 1
+        else:
+            self.types["integer" if isinstance(value, int) else "number"] += 1
+
+    def schema(self) -> dict[str, Any]:
+        """What was seen here, as a JSON schema."""
+        bare = self.items is not None and self.types["string"] > 0
+        makers: dict[str, Callable[[], dict[str, Any]]] = {
+            "string": lambda: self._string(self.items if bare else None),
+            "array": self._array,
+            "object": self._object,
+        }
+        kinds = [kind for kind, _ in self.types.most_common() if not (kind == "integer" and self.types["number"])]
+        branches = [makers[kind]() if kind in makers else {"type": kind} for kind in kinds]
+        return branches[0] if len(branches) == 1 else {"anyOf": branches}
+
+    def _string(self, twin: _Seen | None = None) -> dict[str, Any]:
+        """twin: where the same strings stand too, alone instead of in a list or the other way round."""
+        count = self.types["string"]
+        seen = count + (twin.types["string"] if twin else 0)
+        copied = self.copied + (twin.copied if twin else 0)
+        if seen >= _COPIED_LEAST and copied >= _COPIED_SHARE * seen and self.copied >= _COPIED_SHARE * count:
+            return {"type": "string", COPIED: True}
+        once = sum(times == 1 for times in self.strings.values())
+        closed = once <= _ENUM_UNSEEN * count and count >= _ENUM_PER_VALUE * len(self.strings)
+        if closed and len(self.strings) <= _ENUM_VALUES:
+            return {"type": "string", "enum": [value for value, _ in self.strings.most_common()]}
+        return {"type": "string"}
+
+    def _array(self) -> dict[str, Any]:
+        schema: dict[str, Any] = {"type": "array"}
+        if self.items is not None and self.items.types:
+            only_strings = set(self.items.types) == {"string"} and self.types["string"] > 0
+            schema["items"] = self.items._string(self) if only_strings else self.items.schema()
+        else:
+            schema["maxItems"] = 0
+        # Where a single value stands bare, a list of one was never written; else only emptiness is a kind of its own.
+        most = 2 if self.types["string"] else 1
+        if self.shortest:
+            schema["minItems"] = min(self.shortest, most)
+        return schema
+
+    def _object(self) -> dict[str, Any]:
+        count = self.types["object"]
+        required = [name for name in self.keys if sum(self.keys[name].types.values()) == count]
+        names = self._ordered()
+        schema: dict[str, Any] = {
+            "type": "object",
+            "properties": {name: self.keys[name].schema() for name in names},
+            "required": [name for name in names if name in required],
+            "additionalProperties": False,
+        }
+        if len(names) > 1 and (not required or self._is_reordered()):
+            schema[FREE_ORDER] = True
+        return schema
+
+    def _is_reordered(self) -> bool:
+        together = sum(self.before.values())
+        against = sum(
+            min(seen, self.before[later, name]) for (name, later), seen in self.before.items() if name < later
+        )
+        return against > _REORDERED_SHARE * together
+
+    def _ordered(self) -> list[str]:
+        """Keys so that each comes before those that it mostly precedes; first seen first where that leaves a choice."""
+        left = list(self.keys)
+        ordered: list[str] = []
+        while left:
+            free = next(
+                (
+                    name
+                    for name in left
+                    if not any(self.before[other, name] > self.before[name, other] for other in left)
+                ),
+                left[0],
+            )
+            ordered.append(free)
+            left.remove(free)
+        return ordered

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A byte-level BPE tokenizer trained on the data, with the skeleton of JSON answers as tokens of their own."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from open_autoglm.chat.template import CONTROL_TOKENS
+from open_autoglm.data.answers import dump_answer
+from open_autoglm.data.example import Example
+from open_autoglm.errors import ConfigurationError
+from open_autoglm.task import Task, TaskKind
+
+_WORDS: Final = r"[\p{L}\p{M}_]+|\p{N}{1,3}|[^\p{L}\p{M}\p{N}_]+"
+_SPACED_WORDS: Final = (
+    r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_BYTES: Final = 256
+_STEP: Final = 64
+_LARGEST: Final = 32_768
+_GROWTH: Final = 0.082
+_EXPONENT: Final = 0.7
+_SKELETON_LEAST: Final = 20
+_SKELETON_MOST: Final = 256
+_LEAF: Final = "\0"
+
+
+def train_tokenizer(examples: Sequence[Example], task: Task, vocab_size: int | None = None) -> Tokenizer:
+    """Train on the texts of `examples`; the same examples give the same tokenizer.
+
+    Control tokens have the ids from 0 on. An extraction's words are cut so that a word has the same tokens in the
+    input and inside a JSON answer, and the pieces of its answers between the strings, such as `{"intent": "`, are
+    tokens of their own if they occur 20 times (at most 256 pieces). Other tasks keep a space with its word.
+    vocab_size: all tokens together; `choose_vocab_size` of the data if None.
+    Raises ConfigurationError for a vocab_size that has no room for the 256 bytes and the control tokens.
+    """
+    least = _BYTES + len(CONTROL_TOKENS)
+    if vocab_size is not None and vocab_size < least:
+        raise ConfigurationError(
+            f"a vocabulary of {vocab_size} tokens has no room for bytes and control tokens ({least})"
+        )
+    is_extraction = task.kind is TaskKind.EXTRACTION
+    skeleton = find_skeleton(examples) if is_extraction else []
+    texts = list(_texts(examples, set(skeleton), is_extraction))
+    size = vocab_size or choose_vocab_size(sum(len(text.encode()) for text in texts))
+    skeleton = skeleton[: max(0, size - least)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS if is_extraction else _SPACED_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(skeleton),
+        min_frequency=2,
+        special_tokens=list(CONTROL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(piece, normalized=False, special=False) for piece in skeleton])
+    return tokenizer
+
+
+def choose_vocab_size(text_bytes: int) -> int:
+    """Tokens for so many bytes of text to train on: 263 + 0.082 x bytes^0.7, in steps of 64, at most 32,768.
+
+    About 1,500 for 900 kB and 8,000 for 12 MB: each token then occurs often enough to be learnt.
+    """
+    wanted = _BYTES + len(CONTROL_TOKENS) + _GROWTH * text_bytes**_EXPONENT
+    return min(_LARGEST, -(-int(wanted) // _STEP) * _STEP)
+
+
+def find_skeleton(examples: Sequence[Example]) -> list[str]:
+    """The pieces of JSON answers between their strings, most frequent first."""
+    counts: Counter[str] = Counter()
+    for example in examples:
+        counts.update(piece for piece, is_leaf in _pieces(example.answer) if not is_leaf)
+    common = [(piece, seen) for piece, seen in counts.items() if seen >= _SKELETON_LEAST and len(piece) > 1]
+    common.sort(key=lambda item: (-item[1], item[0]))
+    return [piece for piece, _ in common[:_SKELETON_MOST]]
+
+
+def _texts(examples: Sequence[Example], skeleton: set[str], is_extraction: bool) -> Iterator[str]:
+    for example in examples:
+        for message in example.prompt:
+            yield f"{message.metadata}\n{message.content}"
+        if is_extraction:
+            yield from (piece for piece, _ in _pieces(example.answer) if piece not in skeleton)
+        else:
+            yield f"{example.messages[-1].metadata}\n{example.answer}"
+
+
+def _pieces(answer: str) -> Iterator[tuple[str, bool]]:
+    """Cut a canonical JSON answer at its strings -> (piece, whether it is the inside of a string)."""
+    leaves: list[str] = []
+    skeleton = dump_answer(_without_leaves(json.loads(answer), leaves))
+    # Keys hold no NUL in readable data, so the escaped mark is found at leaves only.
+    parts = skeleton.split(json.dumps(_LEAF)[1:-1])
+    for place, part in enumerate(parts):
+        yield part, False
+        if place < len(leaves):
+            yield leaves[place], True
+
+
+def _without_leaves(value: Any, leaves: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_leaves(inner, leaves) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_leaves(inner, leaves) for inner in value]
+    if isinstance(value, str):
+        leaves.append(dump_answer(value)[1:-1])
+        return _LEAF
+    return value
