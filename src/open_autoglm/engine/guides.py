@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guided decoding: what an answer must look like, compiled into masks over the vocabulary by llguidance."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import llguidance.numpy
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from tokenizers import Tokenizer
+
+from open_autoglm.engine.task_grammar import compile_task_guide, depends_on_input
+from open_autoglm.errors import EngineError, RequestError
+from open_autoglm.task import Task
+
+GuideKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+
+MAX_SPECIFICATION: Final = 64 * 1024
+"""Characters of a schema, regular expression or grammar that a request may bring."""
+
+MAX_CHOICES: Final = 2000
+_MAX_DEPTH: Final = 100
+_CACHED: Final = 64
+
+_JSON_LAYOUT: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+@dataclass(frozen=True)
+class GuideSpec:
+    """A form of answer that a request asks for.
+
+    parameter: the request's field, for error messages.
+    text: of `json_schema` the schema in JSON, of `choice` a JSON list of strings, of `regex` the expression, of
+    `grammar` a Lark grammar, of `json_object` nothing.
+    """
+
+    kind: GuideKind
+    text: str = ""
+    parameter: str | None = None
+
+    @classmethod
+    def of(cls, kind: GuideKind, value: Any = None, parameter: str | None = None) -> GuideSpec:
+        """Check a value that came from outside. Raises RequestError when it is too large, deep or of a wrong type."""
+        if kind == "json_object":
+            return cls(kind, "", parameter)
+        if kind == "json_schema":
+            if not isinstance(value, dict | bool):
+                raise RequestError("a JSON schema must be an object", parameter)
+            _check_depth(value, parameter)
+            text = json.dumps(value, ensure_ascii=False)
+        elif kind == "choice":
+            valid = isinstance(value, list | tuple) and all(isinstance(item, str) and item for item in value)
+            if not valid or not 1 <= len(value) <= MAX_CHOICES:
+                raise RequestError(f"a choice must be a list of 1 to {MAX_CHOICES} strings, none empty", parameter)
+            text = json.dumps(list(value), ensure_ascii=False)
+        else:
+            if not isinstance(value, str) or not value:
+                raise RequestError(f"a {kind} must be a string that is not empty", parameter)
+            text = value
+        if len(text) > MAX_SPECIFICATION:
+            raise RequestError(
+                f"the {kind.replace('_', ' ')} has {len(text)} characters, at most {MAX_SPECIFICATION} are taken",
+                parameter,
+            )
+        return cls(kind, text, parameter)
+
+    def to_grammar(self) -> str:
+        """What llguidance compiles. Raises RequestError."""
+        match self.kind:
+            case "json_schema":
+                return _schema_grammar(self.text, self.parameter)
+            case "json_object":
+                return _schema_grammar('{"type": "object"}', self.parameter)
+            case "regex":
+                return LLMatcher.grammar_from_regex(self.text)
+            case "choice":
+                options = [json.dumps(option, ensure_ascii=False) for option in json.loads(self.text)]
+                return LLMatcher.grammar_from_lark("start: " + "\n  | ".join(options))
+            case "grammar":
+                return LLMatcher.grammar_from_lark(self.text)
+
+
+class Guide:
+    """The state of one answer in its grammar. Used by one request, in one thread at a time."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the answer is complete and nothing can follow."""
+        return self._matcher.is_stopped()
+
+    def copy(self) -> Guide:
+        """A guide in the same state, for another answer to the same request."""
+        return Guide(self._matcher.deep_copy())
+
+    def fill_mask(self, mask: np.ndarray, row: int) -> None:
+        """Write the allowed tokens, one bit each, into `mask[row]`; mask: int32[rows, ceil(vocab_size / 32)].
+
+        Raises RequestError when the grammar has become too complex to follow, or leads nowhere.
+        """
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, mask, row)
+        if self._matcher.is_error():
+            raise RequestError(f"the answer can no longer be guided: {_first_line(self._matcher.get_error())}")
+
+    def accept(self, token_id: int) -> None:
+        """Go on by a token that the mask allowed. Raises RequestError if it does not fit."""
+        if not self._matcher.consume_token(token_id):
+            raise RequestError(f"the answer can no longer be guided: {_first_line(self._matcher.get_error())}")
+
+
+class GuideCompiler:
+    """Compiles guides for one tokenizer, within bounds on time and size, and keeps the latest ones.
+
+    Safe to call from several threads; compiling lets go of the interpreter lock.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_token_ids: Sequence[int]) -> None:
+        try:
+            self._tokenizer = LLTokenizer(
+                tokenizer.to_str(), n_vocab=vocab_size, eos_token=list(stop_token_ids) or None
+            )
+        except Exception as error:  # noqa: BLE001 - the library raises what its Rust side panics with
+            raise EngineError(f"this tokenizer cannot guide decoding: {_first_line(str(error))}") from None
+        self._limits = LLParserLimits(verbose_errors=False)
+        self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def tokenizer(self) -> LLTokenizer:
+        """The tokenizer as llguidance sees it: tokens as bytes."""
+        return self._tokenizer
+
+    def compile(self, spec: GuideSpec) -> Guide:
+        """Compile a request's guide. Raises RequestError, naming the field, when it is invalid or too complex."""
+        key = f"{spec.kind}\0{spec.text}"
+        matcher = self._cached(key)
+        if matcher is None:
+            matcher = self._compile(spec.to_grammar(), f"invalid {spec.kind.replace('_', ' ')}", spec.parameter)
+            self._keep(key, matcher)
+        return Guide(matcher.deep_copy())
+
+    def compile_task(self, task: Task, input_text: str) -> Guide:
+        """Compile the guide of a task for one input. Raises ConfigurationError or RequestError."""
+        if depends_on_input(task):
+            grammar = LLMatcher.grammar_from_lark(compile_task_guide(task, input_text))
+            return Guide(self._compile(grammar, "the task's guide cannot take this input", "messages"))
+        key = "task\0" + json.dumps(task.to_dict(), sort_keys=True)
+        matcher = self._cached(key)
+        if matcher is None:
+            grammar = LLMatcher.grammar_from_lark(compile_task_guide(task, ""))
+            matcher = self._compile(grammar, "the task's answer schema cannot be guided", None)
+            self._keep(key, matcher)
+        return Guide(matcher.deep_copy())
+
+    def _compile(self, grammar: str, complaint: str, parameter: str | None) -> LLMatcher:
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise RequestError(f"{complaint}: {_first_line(matcher.get_error())}", parameter)
+        return matcher
+
+    def _cached(self, key: str) -> LLMatcher | None:
+        with self._lock:
+            matcher = self._cache.get(key)
+            if matcher is not None:
+                self._cache.move_to_end(key)
+            return matcher
+
+    def _keep(self, key: str, matcher: LLMatcher) -> None:
+        with self._lock:
+            self._cache[key] = matcher
+            while len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+
+
+def _schema_grammar(text: str, parameter: str | None) -> str:
+    try:
+        return LLMatcher.grammar_from_json_schema(text, overrides=_JSON_LAYOUT)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        raise RequestError(f"invalid JSON schema: {_first_line(str(error))}", parameter) from None
+
+
+def _check_depth(value: Any, parameter: str | None) -> None:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise RequestError(f"the JSON schema is nested more than {_MAX_DEPTH} deep", parameter)
+
+
+def _first_line(text: str) -> str:
+    line = text.strip().splitlines()[0] if text.strip() else "no reason given"
+    return line if len(line) <= 300 else line[:297] + "..."

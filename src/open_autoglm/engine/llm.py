@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`LLM`: the Python face of the engine. Load a model, ask it, get completions."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
+
+from tokenizers import Tokenizer
+
+from open_autoglm.chat.messages import Message
+from open_autoglm.chat.template import ANSWER_PREFIX
+from open_autoglm.engine.conversation import (
+    Conversation,
+    check_text,
+    input_text,
+    prompt_token_ids,
+    text_token_ids,
+    to_messages,
+)
+from open_autoglm.engine.detokenizer import Vocabulary
+from open_autoglm.engine.engine import BLOCK_SIZE, MAX_BATCH_TOKENS, MAX_SEQUENCES, Engine, complete_all
+from open_autoglm.engine.guides import Guide, GuideCompiler, GuideSpec
+from open_autoglm.engine.loading import LoadedModel, open_model, wrap
+from open_autoglm.engine.request import Completion, Request, SamplingParams
+from open_autoglm.engine.response_format import guide_of_response_format
+from open_autoglm.engine.task_grammar import has_task_guide
+from open_autoglm.errors import RequestError
+from open_autoglm.task import Task, TaskKind
+
+if TYPE_CHECKING:
+    from open_autoglm.models.glm import GlmForCausalLM
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams` as keyword arguments."""
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    logprobs: int | None
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+
+
+class LLM:
+    """A GLM with its tokenizer, task and engine.
+
+    model: a bundle folder, a GLM checkpoint folder in the Hugging Face layout, or the NAME of `runs/NAME`.
+    quantize: `int8` or `int4` weights. dtype: `float32` or `bfloat16`. With neither, a bundle's own default.
+    threads: processor threads. kv_blocks: pages of `block_size` tokens in the KV cache, from the free memory if not
+    given. max_batch_tokens, max_sequences: what one step computes at most.
+    Raises BundleError, CheckpointError, ConfigurationError or EngineError, each saying what to do.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        backend: str = "torch",
+        quantize: Literal["int8", "int4"] | str | None = None,
+        dtype: Literal["float32", "bfloat16"] | str | None = None,
+        threads: int | None = None,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_sequences: int = MAX_SEQUENCES,
+        kv_blocks: int | None = None,
+        block_size: int = BLOCK_SIZE,
+    ) -> None:
+        loaded = open_model(model, backend=backend, quantize=quantize, dtype=dtype, threads=threads)
+        self._start(loaded, max_batch_tokens, max_sequences, kv_blocks, block_size)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: GlmForCausalLM,
+        tokenizer: Tokenizer,
+        *,
+        task: Task | None = None,
+        name: str = "model",
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_sequences: int = MAX_SEQUENCES,
+        kv_blocks: int | None = None,
+        block_size: int = BLOCK_SIZE,
+    ) -> Self:
+        """Run a model that is already in memory, in our chat format. The model is shared, not copied."""
+        self = cls.__new__(cls)
+        self._start(wrap(model, tokenizer, task, name), max_batch_tokens, max_sequences, kv_blocks, block_size)
+        return self
+
+    def _start(
+        self, loaded: LoadedModel, max_batch_tokens: int, max_sequences: int, kv_blocks: int | None, block_size: int
+    ) -> None:
+        self._loaded = loaded
+        self._compiler: GuideCompiler | None = None
+        self._vocabulary: Vocabulary | None = None
+        if loaded.tokenizer is not None:
+            self._compiler = GuideCompiler(loaded.tokenizer, loaded.backend.vocab_size, loaded.stop_token_ids)
+            self._vocabulary = Vocabulary(loaded.tokenizer, self._compiler.tokenizer)
+        if has_task_guide(loaded.task):
+            self.compile_guide("task", "")
+        self._engine = Engine(
+            loaded.backend,
+            self._vocabulary,
+            stop_token_ids=loaded.stop_token_ids,
+            max_batch_tokens=max_batch_tokens,
+            max_sequences=max_sequences,
+            kv_blocks=kv_blocks,
+            block_size=block_size,
+        )
+        self._ids = itertools.count()
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """What the model calls itself."""
+        return self._loaded.name
+
+    @property
+    def task(self) -> Task | None:
+        """What the model was built for; nothing for a checkpoint that is not a bundle."""
+        return self._loaded.task
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; nothing for a checkpoint that has only weights."""
+        return self._loaded.tokenizer
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The bytes of each token."""
+        return self._vocabulary
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, for servers that run it in a thread of its own."""
+        return self._engine
+
+    @property
+    def default_temperature(self) -> float:
+        """0 for models built by us, which are made to give the one right answer; 1 for others, as OpenAI's."""
+        return 0.0 if self._loaded.is_bundle else 1.0
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        sampling_params: SamplingParams | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Completion]:
+        """Continue raw prompts, given as text or as token ids. Returns one completion per prompt, in order.
+
+        A text gets GLM's begin tokens, token ids are taken as they are. Either `sampling_params` or its fields as
+        keyword arguments.
+        Raises RequestError for an invalid prompt or parameter.
+        """
+        params = _params(sampling_params, sampling, self.default_temperature)
+        if (prompts is None) == (prompt_token_ids is None):
+            raise RequestError("give either prompts or prompt_token_ids", "prompts")
+        if prompts is not None:
+            tokenizer = self._need_tokenizer()
+            texts = [prompts] if isinstance(prompts, str) else prompts
+            checked = [check_text(text, f"prompts[{index}]") for index, text in enumerate(texts)]
+            rows = [text_token_ids(text, tokenizer) for text in checked]
+        else:
+            rows = _token_rows(prompt_token_ids or [])
+        return self._complete([Request(self._new_id(), tuple(row), params) for row in rows])
+
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Message] | Sequence[Mapping[str, Any]],
+        *,
+        guided: bool = True,
+        response_format: Mapping[str, Any] | None = None,
+        sampling_params: SamplingParams | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[list[Message]] | Sequence[list[dict[str, Any]]] | list[str],
+        *,
+        guided: bool = True,
+        response_format: Mapping[str, Any] | None = None,
+        sampling_params: SamplingParams | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Completion]: ...
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        *,
+        guided: bool = True,
+        response_format: Mapping[str, Any] | None = None,
+        sampling_params: SamplingParams | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Completion | list[Completion]:
+        """Answer a conversation, or a list of conversations in one batch.
+
+        messages: a user's text, or messages as `Message` or `{"role", "content"}`; or a list of such.
+        guided: keep the answer to the form of the bundle's task. response_format: OpenAI's, instead of that.
+        Raises RequestError for an invalid conversation or parameter.
+        """
+        params = _params(sampling_params, sampling, self.default_temperature)
+        guide: GuideSpec | Literal["task"] | None = None
+        if response_format is not None:
+            guide = guide_of_response_format(response_format)
+        elif guided and has_task_guide(self.task):
+            guide = "task"
+        conversations, is_list = _conversations(messages)
+        completions = self._complete([self.chat_request(item, params, guide) for item in conversations])
+        return completions if is_list else completions[0]
+
+    def chat_request(
+        self,
+        messages: Conversation,
+        params: SamplingParams,
+        guide: GuideSpec | Guide | Literal["task"] | None = None,
+    ) -> Request:
+        """The engine's request for the assistant's next turn. Compiles the guide: keep it off an event loop.
+
+        guide: a specification, one that is compiled already, the task's own, or none. A model of plain text knows no
+        turns: it continues the last user message.
+        Raises RequestError, before the engine holds anything for the request.
+        """
+        tokenizer = self._need_tokenizer()
+        conversation = to_messages(messages)
+        text = input_text(conversation)
+        compiled = guide if guide is None or isinstance(guide, Guide) else self.compile_guide(guide, text)
+        open_answer = self._loaded.is_bundle or compiled is not None
+        if self.task is not None and self.task.kind is TaskKind.PLAIN_TEXT:
+            prompt = text_token_ids(text, tokenizer)
+        else:
+            prompt = prompt_token_ids(conversation, tokenizer, open_answer=open_answer)
+        request = Request(
+            id=self._new_id(),
+            prompt_token_ids=tuple(prompt),
+            params=params,
+            guide=compiled,
+            drop_prefix="" if open_answer else ANSWER_PREFIX,
+        )
+        self._engine.check_request(request)
+        return request
+
+    def compile_guide(self, guide: GuideSpec | Literal["task"], text: str) -> Guide:
+        """Compile a guide for an input text. Raises RequestError when it is invalid or too complex."""
+        self._need_tokenizer()
+        assert self._compiler is not None  # it comes with the tokenizer
+        if guide != "task":
+            return self._compiler.compile(guide)
+        if self.task is None:
+            raise RequestError("this model has no task of its own to guide its answers", "response_format")
+        return self._compiler.compile_task(self.task, text)
+
+    def close(self) -> None:
+        """Let the memory go; the model of `from_model` stays usable."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _complete(self, requests: list[Request]) -> list[Completion]:
+        with self._lock:
+            return complete_all(self._engine, requests)
+
+    def _new_id(self) -> str:
+        return f"request-{next(self._ids)}"
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self._loaded.tokenizer is None:
+            raise RequestError(
+                f"{self.name} has no tokenizer.json, so it takes token ids only: use generate(prompt_token_ids=...)",
+                "prompts",
+            )
+        return self._loaded.tokenizer
+
+
+def _params(
+    sampling_params: SamplingParams | None, sampling: SamplingOptions, default_temperature: float
+) -> SamplingParams:
+    if sampling_params is not None:
+        if sampling:
+            raise RequestError("give either sampling_params or its fields, not both", "sampling_params")
+        return sampling_params
+    unknown = sorted(set(sampling) - set(SamplingOptions.__annotations__))
+    if unknown:
+        raise RequestError(f"unknown sampling parameter '{unknown[0]}'", unknown[0])
+    return SamplingParams(**{"temperature": default_temperature, **sampling})
+
+
+def _token_rows(value: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
+    is_one = len(value) > 0 and not isinstance(value[0], Sequence)
+    rows: list[Any] = [value] if is_one else list(value)
+    for row in rows:
+        if not all(isinstance(token_id, int) and not isinstance(token_id, bool) for token_id in row):
+            raise RequestError("prompt_token_ids must be whole numbers", "prompt_token_ids")
+    return [list(row) for row in rows]
+
+
+def _conversations(messages: Conversation | Sequence[Conversation]) -> tuple[list[Conversation], bool]:
+    if isinstance(messages, str):
+        return [messages], False
+    if messages and all(isinstance(item, Message | Mapping) for item in messages):
+        return [messages], False  # pyright: ignore[reportReturnType]
+    return list(messages), True  # pyright: ignore[reportReturnType]

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding and opening what the engine runs: a bundle, a GLM checkpoint folder, or the name of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import Tokenizer
+
+from open_autoglm.bundle import open_bundle
+from open_autoglm.bundle.huggingface import TOKENIZER_FILE, read_tokenizer
+from open_autoglm.chat.template import stop_token_ids
+from open_autoglm.engine.backends import Backend, load_backend, wrap_model
+from open_autoglm.errors import BundleError, ConfigurationError, StorageError
+from open_autoglm.storage import read_json
+from open_autoglm.task import Task
+
+QUANTIZATIONS: Final = ("int8", "int4")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run.
+
+    name: for people. tokenizer: none for a checkpoint that has only weights. is_bundle: built by us, so that its
+    answers begin as ours do. stop_token_ids: what ends an answer.
+    """
+
+    name: str
+    backend: Backend
+    tokenizer: Tokenizer | None
+    stop_token_ids: tuple[int, ...]
+    task: Task | None
+    is_bundle: bool
+
+
+def find_model(model: str | Path) -> Path:
+    """The folder meant by a path or by the NAME of `runs/NAME`. Raises BundleError when there is none."""
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "bundle.json").is_file() and (path / "bundle" / "bundle.json").is_file():
+            return path / "bundle"
+        return path
+    named = Path("runs") / path / "bundle"
+    if len(path.parts) == 1 and path.name not in ("", "..") and named.is_dir():
+        return named
+    raise BundleError(
+        f"there is no model '{model}': give the folder of a bundle or of a GLM checkpoint, or the NAME of runs/NAME"
+    )
+
+
+def open_model(
+    model: str | Path,
+    *,
+    backend: str = "torch",
+    quantize: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+) -> LoadedModel:
+    """Open a bundle, verified, or a checkpoint in the Hugging Face layout.
+
+    quantize: `int8` or `int4`. dtype: `float32` or `bfloat16` weights and computation. With neither, a bundle runs
+    with the weights that it names as its default, and a checkpoint in float32.
+    Raises BundleError, CheckpointError, EngineError or ConfigurationError.
+    """
+    if quantize is not None and quantize not in QUANTIZATIONS:
+        raise ConfigurationError(f"unknown quantization '{quantize}'; choose one of: {', '.join(QUANTIZATIONS)}")
+    folder = find_model(model)
+    task, is_bundle, weights, name = None, False, quantize or "float32", folder.resolve().name
+    if (folder / "bundle.json").is_file() or not (folder / "config.json").is_file():
+        bundle = open_bundle(folder)
+        task, is_bundle, name = bundle.task, True, bundle.manifest.name
+        if quantize is None and dtype is None:
+            weights = bundle.manifest.default_weights
+    tokenizer = read_tokenizer(folder) if is_bundle or (folder / TOKENIZER_FILE).is_file() else None
+    loaded = load_backend(backend, folder, weights=weights, dtype=dtype or "float32", threads=threads)
+    stops = _stop_token_ids(folder, loaded, tokenizer)
+    return LoadedModel(name, loaded, tokenizer, stops, task, is_bundle)
+
+
+def wrap(model: Any, tokenizer: Tokenizer, task: Task | None, name: str) -> LoadedModel:
+    """A `GlmForCausalLM` in memory, in our own chat format."""
+    backend = wrap_model(model)
+    stops = tuple(dict.fromkeys((*stop_token_ids(tokenizer), *backend.stop_token_ids)))
+    return LoadedModel(name, backend, tokenizer, stops, task, is_bundle=True)
+
+
+def _stop_token_ids(folder: Path, backend: Backend, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """`generation_config.json` first, then `config.json`, then the chat format's own."""
+    try:
+        named = read_json(folder / "generation_config.json").get("eos_token_id")
+    except (StorageError, AttributeError):
+        named = None
+    if isinstance(named, int):
+        named = [named]
+    if isinstance(named, list) and named and all(isinstance(token_id, int) for token_id in named):
+        return tuple(named)
+    if backend.stop_token_ids:
+        return backend.stop_token_ids
+    return stop_token_ids(tokenizer) if tokenizer is not None else ()

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A task's answer schema as a Lark grammar: keys in any order, each at most once, and strings copied from the input.
+
+JSON is laid out as `json.dumps(answer, ensure_ascii=False, separators=(", ", ": "))` does, since that is what a model
+was trained on. Keys in any order use the parametric rules of llguidance: a rule carries a 64-bit set of the keys
+that are already there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+from open_autoglm.errors import ConfigurationError
+from open_autoglm.task import Task
+
+_MAX_FREE_KEYS: Final = 64
+_MAX_DEPTH: Final = 32
+_MAX_INPUT: Final = 100_000
+
+# Scripts that put no spaces between words, or glue particles to them: each character counts as a word.
+_SPACELESS: Final = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+    "\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORDS: Final = re.compile(rf"[{_SPACELESS}]|(?:(?![{_SPACELESS}])\w)+|\s|[^\w\s]")
+
+_TERMINALS: Final[dict[str, str]] = {
+    "STRING": r"""/"([^"\\\x00-\x1f]|\\["\\bfnrt]|\\u00[01][0-9a-f])*"/""",
+    "INTEGER": r"/-?(0|[1-9][0-9]{0,18})/",
+    "NUMBER": r"/-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,17})?(e[+-][0-9]{2,3})?/",
+}
+_ANNOTATIONS: Final = frozenset(
+    ("$schema", "$id", "$comment", "title", "description", "default", "examples", "additionalProperties")
+)
+
+
+def has_task_guide(task: Task | None) -> bool:
+    """Whether the answers of a task have a form that decoding can keep to."""
+    return task is not None and bool(task.labels or task.answer_schema is not None)
+
+
+def depends_on_input(task: Task) -> bool:
+    """Whether the grammar of a task differs from input to input."""
+    return '"x-copied": true' in json.dumps(task.answer_schema) and not task.labels
+
+
+def compile_task_guide(task: Task, input_text: str) -> str:
+    """The Lark grammar of all valid answers to `input_text`.
+
+    A classification's answer is one of its labels, as plain text. Otherwise the answer fits `answer_schema`:
+    objects, arrays, strings, enums, constants, numbers, integers, booleans, null and `anyOf`. An `x-free-order`
+    object takes its keys in any order (one with more than 64 keys, in the schema's order). An `x-copied` string is a
+    run of whole words of the input that does not end in white space; it is any string when the input has no words or
+    more than 100,000 characters.
+    Raises ConfigurationError for a schema that uses anything else.
+    """
+    if task.labels:
+        return "start: " + "\n  | ".join(_literal(label) for label in task.labels)
+    if task.answer_schema is None:
+        raise ConfigurationError(f"a task of kind {task.kind} has no form of answer to guide decoding with")
+    writer = _GrammarWriter(input_text)
+    return writer.grammar(task.answer_schema)
+
+
+def split_words(text: str) -> list[str]:
+    """Cut a text into words, single spaces and signs; their concatenation is the text."""
+    return _WORDS.findall(text)
+
+
+class _GrammarWriter:
+    def __init__(self, input_text: str) -> None:
+        self._rules: list[str] = []
+        self._terminals: dict[str, str] = {}
+        self._input = input_text
+
+    def grammar(self, schema: dict[str, Any]) -> str:
+        self._rules.append("start: " + self._value(schema, 0))
+        terminals = [f"{name}: {pattern}" for name, pattern in self._terminals.items()]
+        return "\n".join([*self._rules, *terminals]) + "\n"
+
+    def _value(self, schema: Any, depth: int) -> str:
+        """The name of a rule or terminal, or a literal, for the values of a schema."""
+        if depth > _MAX_DEPTH:
+            raise ConfigurationError(f"answer_schema is nested more than {_MAX_DEPTH} deep")
+        if schema is True or schema == {}:
+            raise ConfigurationError("answer_schema: a value without a type cannot be guided")
+        if not isinstance(schema, dict):
+            raise ConfigurationError(f"answer_schema: {schema!r} is not a schema")
+        if "const" in schema:
+            return _json_literal(schema["const"])
+        if "enum" in schema:
+            return self._any_of([_json_literal(value) for value in schema["enum"]])
+        if "anyOf" in schema:
+            _refuse_others(schema, {"anyOf"})
+            return self._any_of([self._value(option, depth + 1) for option in schema["anyOf"]])
+        kind = schema.get("type")
+        if isinstance(kind, list):
+            return self._any_of([self._value({**schema, "type": one}, depth + 1) for one in kind])
+        match kind:
+            case "object":
+                _refuse_others(schema, {"type", "properties", "required"})
+                return self._object(schema, depth)
+            case "array":
+                _refuse_others(schema, {"type", "items", "minItems", "maxItems"})
+                return self._array(schema, depth)
+            case "string":
+                _refuse_others(schema, {"type"})
+                return self._copied() if schema.get("x-copied") else self._terminal("STRING")
+            case "integer" | "number":
+                _refuse_others(schema, {"type"})
+                return self._terminal(kind.upper())
+            case "boolean":
+                return self._any_of(['"true"', '"false"'])
+            case "null":
+                return '"null"'
+        raise ConfigurationError(f"answer_schema: the type {kind!r} is not supported")
+
+    def _object(self, schema: dict[str, Any], depth: int) -> str:
+        properties = schema.get("properties") or {}
+        required = list(schema.get("required") or ())
+        if unknown := [name for name in required if name not in properties]:
+            raise ConfigurationError(f"answer_schema: the required key {unknown[0]!r} has no schema")
+        if not properties:
+            return '"{}"'
+        pairs = {
+            name: f"{_literal(json.dumps(name, ensure_ascii=False) + ': ')} {self._value(inner, depth + 1)}"
+            for name, inner in properties.items()
+        }
+        if schema.get("x-free-order") and len(pairs) <= _MAX_FREE_KEYS:
+            ordered = sorted(pairs, key=lambda name: name not in required)
+            return self._free_object([pairs[name] for name in ordered], len(set(required)))
+        return self._ordered_object([(pair, name in required) for name, pair in pairs.items()])
+
+    def _free_object(self, pairs: list[str], num_required: int) -> str:
+        """Bit i of the parameter says that pair i is there; the required ones have the first bits."""
+        name = self._new_name()
+        may_end = f" %if is_ones([0:{num_required}])" if num_required else ""
+        first = f"{name}_pair::0x0" if num_required else f'(""| {name}_pair::0x0)'
+        self._rules.append(f'{name}: "{{" {first} "}}"')
+        options = [f"{pair} {name}_rest::set_bit({bit}) %if bit_clear({bit})" for bit, pair in enumerate(pairs)]
+        self._rules.append(f"{name}_pair::_: " + "\n  | ".join(options))
+        self._rules.append(f'{name}_rest::_: ""{may_end}\n  | ", " {name}_pair::_ %if not(is_ones([0:{len(pairs)}]))')
+        return name
+
+    def _ordered_object(self, pairs: list[tuple[str, bool]]) -> str:
+        """`_first_i` goes on with pair i when none has been written yet, `_next_i` when one has."""
+        name = self._new_name()
+        self._rules.append(f'{name}: "{{" {name}_first_0 "}}"')
+        for index, (pair, required) in enumerate(pairs):
+            skip_first = "" if required else f" | {name}_first_{index + 1}"
+            skip_next = "" if required else f" | {name}_next_{index + 1}"
+            self._rules.append(f"{name}_first_{index}: {pair} {name}_next_{index + 1}{skip_first}")
+            self._rules.append(f'{name}_next_{index}: ", " {pair} {name}_next_{index + 1}{skip_next}')
+        self._rules.append(f'{name}_first_{len(pairs)}: ""')
+        self._rules.append(f'{name}_next_{len(pairs)}: ""')
+        return name
+
+    def _array(self, schema: dict[str, Any], depth: int) -> str:
+        low, high = schema.get("minItems", 0), schema.get("maxItems")
+        if not 0 <= low <= 10_000 or (high is not None and not low <= high <= 10_000):
+            raise ConfigurationError("answer_schema: minItems and maxItems must be in order and at most 10000")
+        if high == 0:
+            return '"[]"'
+        if "items" not in schema:
+            raise ConfigurationError("answer_schema: an array without 'items' cannot be guided")
+        item = self._value(schema["items"], depth + 1)
+        name = self._new_name()
+        further = f'(", " {item}){{{max(0, low - 1)},{"" if high is None else high - 1}}}'
+        empty = '"[]" | ' if low == 0 else ""
+        self._rules.append(f'{name}: {empty}"[" {item} {further} "]"')
+        return name
+
+    def _copied(self) -> str:
+        words = split_words(self._input) if len(self._input) <= _MAX_INPUT else []
+        if not any(word.strip() for word in words):
+            return self._terminal("STRING")
+        if "COPIED" not in self._terminals:
+            escaped = [json.dumps(word, ensure_ascii=False)[1:-1] for word in words]
+            self._terminals["RUN_OF_WORDS"] = "%regex " + json.dumps({"substring_chunks": escaped})
+            self._terminals["COPIED"] = r"RUN_OF_WORDS & /(.|\n)*\S/"
+            self._rules.append('copied: "\\"" COPIED "\\""')
+        return "copied"
+
+    def _any_of(self, options: list[str]) -> str:
+        if not options:
+            raise ConfigurationError("answer_schema: an empty list of options fits no answer")
+        name = self._new_name()
+        self._rules.append(f"{name}: " + "\n  | ".join(dict.fromkeys(options)))
+        return name
+
+    def _terminal(self, name: str) -> str:
+        self._terminals[name] = _TERMINALS[name]
+        return name
+
+    def _new_name(self) -> str:
+        return f"value_{len(self._rules)}"
+
+
+def _refuse_others(schema: dict[str, Any], known: set[str]) -> None:
+    for keyword in schema:
+        if keyword not in known and keyword not in _ANNOTATIONS and not keyword.startswith("x-"):
+            raise ConfigurationError(f"answer_schema: the keyword {keyword!r} is not supported")
+
+
+def _json_literal(value: Any) -> str:
+    return _literal(json.dumps(value, ensure_ascii=False, separators=(", ", ": ")))
+
+
+def _literal(text: str) -> str:
+    """A Lark string that matches `text` exactly; an empty one matches nothing written."""
+    return json.dumps(text, ensure_ascii=False)
