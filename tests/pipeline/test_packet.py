@@ -24,7 +24,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.text(), JSON), st.dictionaries(st.text(), JSON))
 def test_json_goes_through_unchanged(payload: dict[str, Any], metadata: dict[str, Any]) -> None:
     packet = Packet("s", payload, metadata)

@@ -10,12 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import HERE, SOURCE, Program, is_alive, stage, wait_until
+from programs_for_tests import HERE, SOURCE, Program, is_alive, stage, wait_until
 
 from open_autoglm.errors import RunLockedError
 from open_autoglm.pipeline import read_events
@@ -27,27 +28,28 @@ MakeProgram = Callable[..., Program]
 def test_killed_at_ten_random_points_it_ends_like_an_undisturbed_run(program: MakeProgram, tmp_path: Path) -> None:
     def steps(pieces: int, **needs: tuple[str, ...]) -> list:
         return [
-            stage(name, "slow_step", needs[name], pieces=pieces, seconds=0.05, factor=number + 1)
+            stage(name, "slow_step", needs[name], pieces=pieces, seconds=0.1, factor=number + 1)
             for number, name in enumerate(needs)
         ]
 
     # The diamond joins at the end: its payload is that of the two branches by name.
     graph = {"a": (), "b": ("a",), "c": ("a",), "d": ("b",), "e": ("d",), "f": ("e",), "g": ("f", "c")}
-    undisturbed = program(*steps(3, **graph), folder=tmp_path / "undisturbed")
+    undisturbed = program(*steps(4, **graph), folder=tmp_path / "undisturbed")
     undisturbed_process = undisturbed.start()
-    killed = program(*steps(3, **graph), folder=tmp_path / "killed")
+    killed = program(*steps(4, **graph), folder=tmp_path / "killed")
     generator = random.Random(20250101)
     finished: dict[str, tuple[int, int]] = {}
-    kills = 0
-    while kills < 10:
+    for kill in range(10):
         process = killed.start()
-        try:
-            process.wait(generator.uniform(0.3, 2.0))
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
+        if kill % 2:  # somewhere in the work of a stage
+            known = len(killed.records())
+            wait_until(lambda known=known: len(killed.records()) > known)
+            time.sleep(generator.uniform(0.0, 0.3))
+        else:  # anywhere: while the program starts, continues, or works
+            time.sleep(generator.uniform(0.1, 1.7))
+        assert process.poll() is None, "it ended before it could be killed ten times"
+        process.kill()
         process.communicate()
-        kills += 1
         wait_until(lambda: not killed.stage_processes(), 3.0)
         assert not [record for record in killed.records() if is_alive(int(record[3]))]
         for output in (killed.folder / "stages").glob("*/output.json"):
@@ -57,7 +59,6 @@ def test_killed_at_ten_random_points_it_ends_like_an_undisturbed_run(program: Ma
     expected, complaints = undisturbed_process.communicate(timeout=30)
     assert (code, result) == (0, json.loads(expected))
     assert errors == complaints == ""
-    assert kills >= 5
     for name, identity in finished.items():
         output = killed.folder / "stages" / name / "output.json"
         assert (output.stat().st_ino, output.stat().st_mtime_ns) == identity
@@ -66,9 +67,10 @@ def test_killed_at_ten_random_points_it_ends_like_an_undisturbed_run(program: Ma
         [*graph, None], 1
     )
     pieces = Counter((event["stage"], event["piece"]) for event in events if "piece" in event)
-    assert set(pieces) == {(name, piece) for name in graph for piece in (1, 2, 3)}
+    assert set(pieces) == {(name, piece) for name in graph for piece in (1, 2, 3, 4)}
     attempts = Counter(record[1] for record in killed.records())
-    assert sum(attempts.values()) <= len(graph) + 2 * kills  # two stages at most run when the program is killed
+    # Some stages were cut off, and never more than the two that run side by side.
+    assert len(graph) + 3 <= sum(attempts.values()) <= len(graph) + 20
     for name in graph:
         starts = [event["attempt"] for event in events if event["stage"] == name and event.get("state") == "running"]
         assert starts == list(range(1, len(starts) + 1))
@@ -113,7 +115,7 @@ def test_stopped_politely_it_can_be_continued(program: MakeProgram, number: sign
 
 
 def test_a_second_program_on_the_folder_is_told_who_has_it(program: MakeProgram) -> None:
-    one = program(stage("a", "append", seconds=2.0))
+    one = program(stage("a", "append", seconds=1.5))
     first = one.start()
     wait_until(one.records)
     code, answer, _ = one.finish("0.2")
@@ -145,7 +147,7 @@ def test_the_folder_stays_locked_until_the_last_child_has_ended(program: MakePro
 
 
 def test_a_guard_that_is_killed_takes_its_worker_along(program: MakeProgram) -> None:
-    one = program(stage("a", "fail_until", attempt=2, attempts=2), stage("b", "append", seconds=1.5, attempts=2))
+    one = program(stage("a", "fail_until", attempt=2, attempts=2), stage("b", "append", seconds=1.0, attempts=2))
     process = one.start()
     wait_until(lambda: [record for record in one.records() if record[1] == "b"])
     worker = int(one.records()[-1][3])

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import is_alive, pipeline, stage
+from programs_for_tests import SOURCE, is_alive, pipeline, stage
 from stages_for_tests import MODULES
 
 from open_autoglm.errors import DataError, PipelineError, StorageError, TrainingError
@@ -157,7 +160,7 @@ def test_a_failed_stage_is_run_again_and_those_before_it_are_not(run: Run, tmp_p
 def test_a_failure_lets_running_branches_finish_and_keeps_them(run: Run, tmp_path: Path) -> None:
     cure = tmp_path / "cure"
     stages = [
-        stage("slow", "append", (), seconds=1.0),
+        stage("slow", "append", (), seconds=0.6),
         stage("broken", "fail_until", (), file=str(cure)),
         stage("last", "append", ("slow", "broken")),
     ]
@@ -193,8 +196,8 @@ def test_another_specification_is_refused_with_the_difference(run: Run, tmp_path
 
 def test_patience_may_change_between_calls(run: Run) -> None:
     with pytest.raises(PipelineError, match="time limit"):
-        run(stage("a", "append", seconds=1, timeout_seconds=0.3))
-    assert run(stage("a", "append", seconds=1, timeout_seconds=30, attempts=2)).payload == {"a": 1}
+        run(stage("a", "append", seconds=0.6, timeout_seconds=0.3))
+    assert run(stage("a", "append", seconds=0.6, timeout_seconds=30, attempts=2)).payload == {"a": 1}
 
 
 def test_only_listed_modules_are_run(run: Run, tmp_path: Path) -> None:
@@ -284,3 +287,31 @@ def test_stages_cannot_disturb_standard_output(run: Run, tmp_path: Path, capfd: 
         captured.err.splitlines()
     ) == ["nor this", "progress", "this must not be on stdout"]
     assert "a line for the log" in (tmp_path / "run/stages/a/attempt-1.log").read_text()
+
+
+def test_a_program_that_uses_dbos_itself_is_not_disturbed(run: Run, tmp_path: Path) -> None:
+    from dbos import DBOS, DBOSConfig, _dbos
+
+    def theirs(x: int) -> int:
+        return x
+
+    try:
+        DBOS.workflow(name="theirs")(theirs)
+        assert run(stage("a", "append")).payload == {"a": 1}
+        assert "theirs" in _dbos._get_or_create_dbos_registry().workflow_info_map
+        DBOS(config=DBOSConfig(name="theirs", system_database_url=f"sqlite:///{tmp_path}/theirs.sqlite"))
+        with pytest.raises(PipelineError, match="a process of its own"):
+            run(stage("a", "append"), folder=tmp_path / "other")
+        assert _dbos._dbos_global_instance is not None
+    finally:
+        DBOS.destroy(destroy_registry=True)
+        logging.getLogger("dbos").handlers.clear()
+
+
+def test_neither_torch_nor_dbos_is_loaded_before_it_is_needed() -> None:
+    code = (
+        "import sys, open_autoglm.pipeline.runner; print([m for m in ('torch', 'dbos', 'numpy') if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"

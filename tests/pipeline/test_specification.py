@@ -9,9 +9,9 @@ import json
 from typing import Any
 
 import pytest
-from conftest import pipeline, stage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs_for_tests import pipeline, stage
 
 from open_autoglm.errors import PipelineError
 from open_autoglm.pipeline import PipelineSpecification, RetrySpecification, StageSpecification

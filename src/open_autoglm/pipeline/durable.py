@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import sys
 import threading
 import time
 import uuid
@@ -122,15 +123,16 @@ def durable_stages(folder: Path, run_id: str, workflow: StageWorkflow) -> Iterat
     Waits while another thread has it. Raises PipelineError if the program around us uses DBOS itself, StorageError if
     the run's database cannot be used.
     """
-    from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, _dbos  # pyright: ignore[reportPrivateUsage]
+    from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 
     database = folder / DATABASE_NAME
     with _TURN, _log_file(folder / LOG_NAME) as complaints:
         # There is no public way to ask whether DBOS is in use, nor to put registered functions aside.
-        if getattr(_dbos, "_dbos_global_instance", None) is not None:
+        inside = sys.modules[DBOS.__module__]
+        if getattr(inside, "_dbos_global_instance", None) is not None:
             raise PipelineError("this process runs DBOS for something else; run the pipeline in a process of its own")
-        others = getattr(_dbos, "_dbos_global_registry", None)
-        setattr(_dbos, "_dbos_global_registry", None)  # noqa: B010
+        others = getattr(inside, "_dbos_global_registry", None)
+        setattr(inside, "_dbos_global_registry", None)  # noqa: B010
         try:
             with _explained():
                 _connect(database).close()
@@ -156,7 +158,7 @@ def durable_stages(folder: Path, run_id: str, workflow: StageWorkflow) -> Iterat
         finally:
             DBOS.destroy()
             _join_threads()
-            setattr(_dbos, "_dbos_global_registry", others)  # noqa: B010
+            setattr(inside, "_dbos_global_registry", others)  # noqa: B010
 
 
 def step(name: str, function: Callable[[], Any]) -> Any:

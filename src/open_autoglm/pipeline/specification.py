@@ -59,7 +59,7 @@ class StageSpecification:
     """One stage: a piece of work with a name.
 
     stage: its name, also that of its folder. module: the short name of the code, looked up in the caller's allow-list.
-    needs: the stages whose output it takes; None when that was not said (see `PipelineSpecification.needs_of`).
+    needs: the stages whose output it takes; None when that was not said (see `PipelineSpecification.needs`).
     config: JSON settings for the code. timeout_seconds: for one attempt, None for no limit.
     Raises PipelineError for values that make no sense.
     """
