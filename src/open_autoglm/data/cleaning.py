@@ -22,7 +22,7 @@ def prompt_key(example: Example) -> tuple[str, ...]:
 
 def example_key(example: Example) -> tuple[str, ...]:
     """What makes two examples the same: input and answer."""
-    return (*prompt_key(example), text_key(example.answer))
+    return (*prompt_key(example), example.messages[-1].metadata, text_key(example.answer))
 
 
 def remove_duplicates(examples: Sequence[Example], log: FindingLog) -> list[Example]:

@@ -60,9 +60,11 @@ LABEL_NAMES: Final = (
     *("label", "labels", "category", "class", "intent", "sentiment", "topic", "tag", "label_text", "target_label"),
     *("标签", "类别", "分类", "情感", "意图", "类目"),
 )
+PAIRED_NAMES: Final = (("text_a", "text_b"), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("句子1", "句子2"))
+"""Columns of which a label judges both."""
 _ROLES: Final = ("input", "output")
-_INPUT_ALIASES: Final = ("input", "prompt", "question", "query", "text", "instruction")
-_OUTPUT_ALIASES: Final = ("output", "response", "answer", "label", "target", "completion")
+_INPUT_ALIASES: Final = ("input", "prompt", "question", "query", "text", "instruction", "输入")
+_OUTPUT_ALIASES: Final = ("output", "response", "answer", "label", "target", "completion", "输出")
 _SAMPLE: Final = 2000
 
 
@@ -76,7 +78,7 @@ def parse_columns(arguments: Sequence[str]) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for argument in arguments:
         # Cut only where a new `role=` begins, so that column names may hold spaces and commas.
-        for pair in re.split(r"[\s,，;；]+(?=[A-Za-z]+\s*=)", argument.strip()):
+        for pair in re.split(r"[\s,，;；]+(?=\w+=)", argument.strip()):
             role, equals, name = (part.strip() for part in pair.strip(" ,，;；").partition("="))
             if not equals or not role or not name:
                 raise ConfigurationError(f"--columns '{argument}' is not like input=NAME output=NAME")
@@ -155,7 +157,7 @@ class ColumnProfile:
     @property
     def is_label(self) -> bool:
         """A small set of short values, each seen often."""
-        return self.length <= 40 and not self.is_json and self.distinct <= 0.2 and 2 <= self.distinct_count <= 1000
+        return self.length <= 40 and not self.is_json and self.distinct <= 0.34 and 2 <= self.distinct_count <= 1000
 
 
 def profile_column(name: str, values: Sequence[Any]) -> ColumnProfile:

@@ -16,8 +16,9 @@ from open_autoglm.data.layouts import Layout, Shape
 from open_autoglm.errors import DataError
 from open_autoglm.task import TaskKind
 
-_SAMPLE: Final = 5000
+_SAMPLE: Final = 20_000
 _TEMPERATURE: Final = 0.15
+_NEGLIGIBLE: Final = 0.05
 _LABEL_CHARACTERS: Final = 60
 _LABEL_WORDS: Final = 6
 
@@ -40,9 +41,11 @@ def detect_task(examples: Sequence[Example], layout: Layout) -> Detection:
     """
     if not examples:
         raise DataError("no row has both an input and an answer, so there is nothing to learn")
-    step = max(1, len(examples) // _SAMPLE)
+    step = -(-len(examples) // _SAMPLE)
     sample = examples[::step]
-    evidence = {kind: found for kind, found in _weigh(sample, layout).items() if found[0] > 0}
+    evidence = {kind: found for kind, found in _weigh(sample, layout).items() if found[0] > _NEGLIGIBLE}
+    if not evidence:
+        evidence = {TaskKind.INSTRUCTION: (0.3, "nothing speaks for another kind")}
     ranked = sorted(evidence, key=lambda kind: -evidence[kind][0])
     best = ranked[0]
     weights = {kind: math.exp(evidence[kind][0] / _TEMPERATURE) for kind in ranked}
@@ -60,7 +63,7 @@ def _weigh(sample: Sequence[Example], layout: Layout) -> dict[TaskKind, tuple[fl
         TaskKind.QUESTION_ANSWERING: _weigh_question_answering(sample, layout),
         TaskKind.SUMMARISATION: _weigh_summarisation(sample, layout),
         TaskKind.DIALOGUE: _weigh_dialogue(sample),
-        TaskKind.INSTRUCTION: _weigh_instruction(sample),
+        TaskKind.INSTRUCTION: _weigh_instruction(sample, layout),
     }
 
 
@@ -86,7 +89,9 @@ def _weigh_classification(sample: Sequence[Example], answers: Sequence[str], lay
     cut = sum(answer.strip() in example.input_text for answer, example in zip(answers, sample, strict=True))
     if cut > 0.8 * len(answers) and len(counts) > 20:
         score *= 0.5
-    return 0.98 * score, f"{len(counts)} short labels answer {len(answers)} rows"
+    return 0.98 * score, (
+        f"the answers are {len(counts)} short labels, each of which answers {per_label:.0f} rows on average"
+    )
 
 
 def _weigh_question_answering(sample: Sequence[Example], layout: Layout) -> tuple[float, str]:
@@ -97,9 +102,9 @@ def _weigh_question_answering(sample: Sequence[Example], layout: Layout) -> tupl
     asks = sum(example.input_text.rstrip().endswith(("?", "？")) for example in sample) / len(sample)
     if layout.shape is Shape.PASSAGE:
         return 0.9 + 0.08 * inside, f"each row has a passage, a question and an answer; {inside:.0%} are words of it"
-    ratio = _mean(example.answer for example in sample) / max(1.0, _mean(example.input_text for example in sample))
-    short = 1.0 if ratio < 0.3 else 0.0
-    score = (0.75 * inside * short * (0.4 + 0.6 * asks)) if inside > 0.5 else 0.35 * asks
+    source, target = _mean(example.input_text for example in sample), _mean(example.answer for example in sample)
+    short = float(source > 100 and target < 0.3 * source)
+    score = 0.75 * inside * short * (0.4 + 0.6 * asks) if inside > 0.5 else (0.35 + 0.2 * short) * asks
     return score, f"{asks:.0%} of the inputs end in a question and {inside:.0%} of the answers are words of them"
 
 
@@ -113,9 +118,11 @@ def _weigh_summarisation(sample: Sequence[Example], layout: Layout) -> tuple[flo
     document = layout.input_column is not None and find_named(DOCUMENT_NAMES, (layout.input_column,)) is not None
     lengths = source >= 200 and ratio <= 0.4 and target >= 12
     distinct = len({example.answer for example in sample}) / len(sample)
-    score = (0.55 if named and ratio < 0.8 else 0.0) + (0.15 if document else 0.0)
+    asks = sum(example.input_text.endswith(("?", "？")) for example in sample) / len(sample)
+    inside = sum(example.answer in example.input_text for example in sample) / len(sample)
+    score = 0.6 if named and ratio < 0.8 else 0.0
     if lengths:
-        score = max(score, 0.25) + 0.25 * (1 - ratio) + (0.2 if document else 0.0)
+        score = max(score, 0.4 * (1 - 0.7 * asks) * (1 - 0.5 * inside)) + 0.3 * (1 - ratio) + (0.2 if document else 0.0)
     reason = f"inputs of {source:.0f} characters on average have answers of {target:.0f}"
     if named:
         reason = f"the answers are called '{layout.output_column}', and {reason}"
@@ -124,16 +131,19 @@ def _weigh_summarisation(sample: Sequence[Example], layout: Layout) -> tuple[flo
 
 def _weigh_dialogue(sample: Sequence[Example]) -> tuple[float, str]:
     share = _share_of_dialogues(sample)
-    return 0.98 * share, f"{share:.0%} of the rows are dialogues of several turns or with tool calls"
+    return 0.98 * share**0.3, f"{share:.0%} of the rows are dialogues of several turns or with tool calls"
 
 
-def _weigh_instruction(sample: Sequence[Example]) -> tuple[float, str]:
+def _weigh_instruction(sample: Sequence[Example], layout: Layout) -> tuple[float, str]:
     """What is left: free answers to free requests."""
     share = 1.0 - _share_of_dialogues(sample)
     distinct = len({example.answer for example in sample}) / len(sample)
     free = sum(not is_json_container(example.answer) for example in sample) / len(sample)
-    length = _mean(example.answer for example in sample)
-    return 0.8 * share * distinct * free * min(1.0, 0.6 + length / 100), (
+    source, length = _mean(example.input_text for example in sample), _mean(example.answer for example in sample)
+    score = 0.85 if layout.shape is Shape.ALPACA else 0.7
+    if source >= 200 and length < 0.35 * source:
+        score *= 0.6
+    return score * share * distinct * free * min(1.0, 0.6 + length / 100), (
         f"free requests with free answers of {length:.0f} characters on average"
     )
 

@@ -13,6 +13,7 @@ from open_autoglm.data.columns import (
     CONTEXT_NAMES,
     DOCUMENT_NAMES,
     LABEL_NAMES,
+    PAIRED_NAMES,
     QUERY_NAMES,
     QUESTION_NAMES,
     RESPONSE_NAMES,
@@ -119,7 +120,12 @@ def _named_layout(file: FileRows) -> Layout | None:
     query, document, summary = (find_named(names, columns) for names in (QUERY_NAMES, DOCUMENT_NAMES, SUMMARY_NAMES))
     if query and response and query != response:
         return Layout(Shape.PAIR, query, response)
-    label, text = find_named(LABEL_NAMES, columns), find_named((*TEXT_NAMES, *QUERY_NAMES), columns)
+    label = find_named(LABEL_NAMES, columns)
+    for one, other in PAIRED_NAMES:
+        first, second = find_named((one,), columns), find_named((other,), columns)
+        if label and first and second:
+            return Layout(Shape.LABELLED, first, label, {"second": second})
+    text = find_named((*TEXT_NAMES, *QUERY_NAMES), columns)
     if label and text and label != text and _profile(file, label).distinct_count > 0:
         return Layout(Shape.LABELLED, text, label)
     if document and summary:
@@ -148,8 +154,8 @@ def _layout_by_content(file: FileRows) -> Layout:
     columns = ", ".join(file.columns)
     if len(texts) > 1:
         raise DataError(
-            f"{file.path}: several columns hold texts ({', '.join(profile.name for profile in texts)}) and no name says "
-            f"which is the answer; choose with --columns input=NAME output=NAME (columns: {columns})"
+            f"{file.path}: several columns hold texts ({', '.join(profile.name for profile in texts)}) and no name "
+            f"says which is the answer; choose with --columns input=NAME output=NAME (columns: {columns})"
         )
     raise DataError(
         f"{file.path}: no column pair of a text and its answer was found, this looks like a table of features; tabular "

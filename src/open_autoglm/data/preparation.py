@@ -220,6 +220,8 @@ def _note_unseen_labels(task: Task, splits: Mapping[str, Sequence[Example]], log
 
 def _layout_of(task: Task | None, file: FileRows) -> Layout | None:
     """The two columns that the task was read from, where nothing but them is needed to read this file."""
+    if task is not None and task.kind is TaskKind.PLAIN_TEXT and task.output_column in file.columns:
+        return Layout(Shape.PLAIN_TEXT, None, task.output_column, by="the task")
     if task is None or task.input_column is None or task.output_column is None:
         return None
     if task.input_column == task.output_column or not {task.input_column, task.output_column} <= set(file.columns):
@@ -238,7 +240,10 @@ def _layout_of(task: Task | None, file: FileRows) -> Layout | None:
 def _report_file(split: str, file: FileRows, layout: Layout) -> FileReport:
     used = tuple(column for column in file.columns if column in {*layout.columns, "system", "tools"})
     ignored = tuple(column for column in file.columns if column not in used)
-    return FileReport(str(file.path), split, file.format, file.encoding, len(file), used, ignored)
+    rows = len(file)
+    if file.format == "text":
+        rows = sum(str(row.values).rstrip("\n").count("\n") + 1 for row in file.rows)
+    return FileReport(str(file.path), split, file.format, file.encoding, rows, used, ignored)
 
 
 def _name(path: Path, paths: Mapping[str, Path | None]) -> str:

@@ -20,7 +20,10 @@ _QUANTILES: Final = (("shortest", 0.0), ("median", 0.5), ("p95", 0.95), ("longes
 
 @dataclass(frozen=True)
 class FileReport:
-    """One file. split: which it was given as. columns: those used; ignored: those not."""
+    """One file.
+
+    split: which it was given as. rows: lines, for plain text. columns: those used; ignored: those not.
+    """
 
     path: str
     split: str

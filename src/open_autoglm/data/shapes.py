@@ -70,8 +70,8 @@ class _Place:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{self.file.path}, row {self.row}, '{column}': half of a surrogate pair (\\u{ord(text[error.start]):04x}) "
-                f"at character {error.start + 1}, which is not Unicode text; repair or remove the row"
+                f"{self.file.path}, row {self.row}, '{column}': character {error.start + 1} is half of a surrogate pair "
+                f"(\\u{ord(text[error.start]):04x}), which is not Unicode text; repair or remove the row"
             ) from None
         stripped = text.strip()
         if stripped != text and stripped:
@@ -142,12 +142,10 @@ def _read_alpaca(values: dict[str, Any], layout: Layout, place: _Place) -> list[
 
 
 def _read_pair(values: dict[str, Any], layout: Layout, place: _Place) -> list[Message] | None:
-    source = layout.input_column or ""
-    return _pair(
-        _input_text(values.get(source), source, place),
-        _answer_text(values.get(layout.output_column or ""), layout, place),
-        place,
-    )
+    columns = [column for column in (layout.input_column, layout.extra.get("second")) if column is not None]
+    parts = [_input_text(values.get(column), column, place) for column in columns]
+    answer = _answer_text(values.get(layout.output_column or ""), layout, place)
+    return _pair("\n".join(part for part in parts if part), answer, place)
 
 
 def _pair(question: str, answer: str, place: _Place) -> list[Message] | None:

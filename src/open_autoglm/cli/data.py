@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`open-autoglm data`: what a data file is, before anything is built from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from open_autoglm.cli.output import print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from open_autoglm.data import Example, PreparedData
+
+_EPILOG = "Examples: `open-autoglm data examples/snips` · `open-autoglm data 工单.csv --columns input=问题 output=回答 --json`"
+_SHOWN = 3
+_SHOWN_CHARACTERS = 160
+_SHOWN_FIELDS = 20
+_SHOWN_PLACES = 5
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the tree."""
+    app.command(name="data", epilog=_EPILOG)(data_command)
+
+
+def data_command(
+    data: Annotated[Path, typer.Argument(help="The data file, or a folder with train.*, valid.* and test.*.")],
+    more_columns: Annotated[
+        list[str] | None, typer.Argument(metavar="[ROLE=NAME]...", help="More pairs for --columns.", show_default=False)
+    ] = None,
+    valid: Annotated[Path | None, typer.Option(help="The validation file; split off if not given.")] = None,
+    test: Annotated[Path | None, typer.Option(help="The test file; split off if not given.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task, when the detected one is wrong.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(help="Which columns to use: input=NAME output=NAME. May be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The seed of the split.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
+) -> None:
+    """Say what DATA is: task, languages, lengths, duplicates, splits, and what the answers look like."""
+    from open_autoglm.build_pipeline import find_splits
+    from open_autoglm.data import parse_columns, prepare
+
+    train, found_valid, found_test = find_splits(data)
+    prepared = prepare(
+        train,
+        valid=valid or found_valid,
+        test=test or found_test,
+        task=task,
+        columns=parse_columns([*(columns or []), *(more_columns or [])]) or None,
+        seed=seed,
+    )
+    if as_json:
+        print_json(_summary(prepared))
+        return
+    _print_summary(prepared)
+
+
+def _summary(prepared: PreparedData) -> dict[str, Any]:
+    return {
+        **prepared.report.to_dict(),
+        "digest": prepared.digest(),
+        "output_schema": prepared.task.to_dict(),
+        "examples": [_shown(example) for example in prepared.train[:_SHOWN]],
+    }
+
+
+def _print_summary(prepared: PreparedData) -> None:
+    report = prepared.report
+    other = f", next best: {report.runner_up.replace('_', ' ')}" if report.runner_up else ""
+    print_line(f"task      {report.task.replace('_', ' ')} ({report.confidence:.0%} sure{other})")
+    print_line(f"because   {report.reason}")
+    print_line(f"language  {report.language}")
+    print_table(
+        "Files",
+        ("file", "split", "format", "encoding", "rows", "columns", "ignored"),
+        [
+            (Path(f.path).name, f.split, f.format, f.encoding, str(f.rows), ", ".join(f.columns), ", ".join(f.ignored))
+            for f in report.files
+        ],
+    )
+    print_table(
+        "Lengths (characters, train)",
+        ("text", *report.lengths["answer"]),
+        [(name, *map(str, lengths.values())) for name, lengths in report.lengths.items()],
+    )
+    print_line("splits    " + ", ".join(f"{size} {split}" for split, size in report.split_sizes.items()))
+    if report.findings:
+        print_table(
+            "Found",
+            ("what", "kind", "rows", "where"),
+            [(f.what, f.kind.value, str(f.count), _places(f.rows)) for f in report.findings],
+        )
+    _print_output(report.output)
+    print_line("")
+    for example in prepared.train[:_SHOWN]:
+        shown = _shown(example)
+        print_line(f"{shown['source']}: {shown['input']}\n  -> {shown['answer']}")
+
+
+def _print_output(output: dict[str, Any]) -> None:
+    rows = list((output.get("counts") or output.get("fields") or {}).items())
+    if not rows:
+        return
+    heading = f"Labels ({len(rows)})" if "counts" in output else f"Fields of the answers ({len(rows)})"
+    shown = [(str(name), str(value)) for name, value in rows[:_SHOWN_FIELDS]]
+    if len(rows) > len(shown):
+        shown.append((f"and {len(rows) - len(shown)} more", ""))
+    print_table(heading, ("name", "rows" if "counts" in output else "values"), shown)
+
+
+def _places(rows: dict[str, str]) -> str:
+    return "; ".join(f"{file} {_first(numbers)}".strip() for file, numbers in rows.items())
+
+
+def _first(numbers: str) -> str:
+    parts = numbers.split(", ")
+    return numbers if len(parts) <= _SHOWN_PLACES else f"{', '.join(parts[:_SHOWN_PLACES])}, …"
+
+
+def _shown(example: Example) -> dict[str, str]:
+    return {
+        "source": example.source,
+        "input": _cut(example.input_text),
+        "answer": _cut(example.answer),
+    }
+
+
+def _cut(text: str, limit: int = _SHOWN_CHARACTERS) -> str:
+    """One line of at most `limit` characters; the end stays, since a question often stands there."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit * 2 // 3]} … {line[-limit // 3 + 3 :]}"
