@@ -70,7 +70,7 @@ class _Place:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{self.file.path}, row {self.row}, '{column}': character {error.start + 1} is half of a surrogate pair "
+                f"{self.file.path}, row {self.row}, '{column}': character {error.start + 1} is half a surrogate pair "
                 f"(\\u{ord(text[error.start]):04x}), which is not Unicode text; repair or remove the row"
             ) from None
         stripped = text.strip()
