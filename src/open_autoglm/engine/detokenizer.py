@@ -11,7 +11,10 @@ from tokenizers import Tokenizer
 
 
 class Vocabulary:
-    """The bytes of each token; control tokens and ids past the tokenizer's end have none."""
+    """The bytes of each token; control tokens and ids past the tokenizer's end have none.
+
+    size: how many tokens there are. longest: bytes that no token exceeds.
+    """
 
     def __init__(self, tokenizer: Tokenizer, tokens: LLTokenizer) -> None:
         self.size = tokenizer.get_vocab_size(with_added_tokens=True)
@@ -20,6 +23,8 @@ class Vocabulary:
             token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
         self._known: dict[int, bytes] = {}
+        # In a byte-level vocabulary each byte is at least one character; other spellings are not shorter either.
+        self.longest = max(1, max((len(token.encode()) for token in tokenizer.get_vocab()), default=1))
 
     def bytes_of(self, token_id: int) -> bytes:
         """What a token stands for in an answer."""

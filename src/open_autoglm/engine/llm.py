@@ -119,6 +119,7 @@ class LLM:
         )
         self._ids = itertools.count()
         self._lock = threading.Lock()
+        self._tokenizing = threading.Lock()  # the library's tokenizer refuses a second thread while it encodes
 
     @property
     def name(self) -> str:
@@ -170,7 +171,8 @@ class LLM:
             tokenizer = self._need_tokenizer()
             texts = [prompts] if isinstance(prompts, str) else prompts
             checked = [check_text(text, f"prompts[{index}]") for index, text in enumerate(texts)]
-            rows = [text_token_ids(text, tokenizer) for text in checked]
+            with self._tokenizing:
+                rows = [text_token_ids(text, tokenizer) for text in checked]
         else:
             rows = _token_rows(prompt_token_ids or [])
         return self._complete([Request(self._new_id(), tuple(row), params) for row in rows])
@@ -237,12 +239,15 @@ class LLM:
         tokenizer = self._need_tokenizer()
         conversation = to_messages(messages)
         text = input_text(conversation)
+        self._check_length(conversation)
         compiled = guide if guide is None or isinstance(guide, Guide) else self.compile_guide(guide, text)
         open_answer = self._loaded.is_bundle or compiled is not None
         if self.task is not None and self.task.kind is TaskKind.PLAIN_TEXT:
-            prompt = text_token_ids(text, tokenizer)
+            with self._tokenizing:
+                prompt = text_token_ids(text, tokenizer)
         else:
-            prompt = prompt_token_ids(conversation, tokenizer, open_answer=open_answer)
+            with self._tokenizing:
+                prompt = prompt_token_ids(conversation, tokenizer, open_answer=open_answer)
         request = Request(
             id=self._new_id(),
             prompt_token_ids=tuple(prompt),
@@ -276,6 +281,17 @@ class LLM:
     def _complete(self, requests: list[Request]) -> list[Completion]:
         with self._lock:
             return complete_all(self._engine, requests)
+
+    def _check_length(self, conversation: Sequence[Message]) -> None:
+        """Refuse what cannot fit whatever its tokens, before any work is spent on it."""
+        assert self._vocabulary is not None
+        size = sum(len(message.content.encode()) + len(message.metadata.encode()) for message in conversation)
+        least = size // self._vocabulary.longest
+        if least > self._engine.max_context:
+            raise RequestError(
+                f"the prompt has at least {least} tokens and the context is {self._engine.max_context}; shorten it",
+                "messages",
+            )
 
     def _new_id(self) -> str:
         return f"request-{next(self._ids)}"

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from open_autoglm.errors import OpenAutoGLMError, RequestError
+
+_TYPES: Final = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class HttpError(RequestError):
+    """A fault with a status of its own, such as 413."""
+
+    def __init__(self, status: int, message: str, parameter: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, parameter)
+        self.status, self.code = status, code
+
+
+def error_body(error: OpenAutoGLMError) -> tuple[int, dict[str, Any]]:
+    """Status and JSON body of a fault."""
+    status = error.status if isinstance(error, HttpError) else error.http_status
+    return status, _body(
+        status,
+        str(error),
+        error.parameter if isinstance(error, RequestError) else None,
+        error.code if isinstance(error, HttpError) else None,
+    )
+
+
+def error_response(error: OpenAutoGLMError) -> JSONResponse:
+    """The answer to a request that failed."""
+    status, body = error_body(error)
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+    return JSONResponse(body, status, headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Give every fault of an application, known or not, the same shape; unknown ones show no internals."""
+
+    async def known(_: Request, error: Exception) -> JSONResponse:
+        return error_response(error) if isinstance(error, OpenAutoGLMError) else _internal()
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        text = {
+            404: f"there is nothing at {request.url.path}",
+            405: f"{request.method} is not a method of {request.url.path}",
+        }
+        headers = error.headers if isinstance(error, HTTPException) else None
+        return JSONResponse(_body(status, text.get(status, "the request is not valid"), None, None), status, headers)
+
+    async def unknown(_: Request, error: Exception) -> JSONResponse:
+        del error  # uvicorn logs it with its traceback
+        return _internal()
+
+    app.add_exception_handler(OpenAutoGLMError, known)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unknown)
+
+
+def _internal() -> JSONResponse:
+    return JSONResponse(_body(500, "internal error; the server's log says more", None, None), 500)
+
+
+def _body(status: int, message: str, parameter: str | None, code: str | None) -> dict[str, Any]:
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": parameter, "code": code}}

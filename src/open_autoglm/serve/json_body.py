@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a request's JSON body within bounds on size, depth and numbers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NoReturn
+
+from fastapi import Request
+
+from open_autoglm.errors import RequestError
+from open_autoglm.serve.error_shape import HttpError
+
+MAX_DEPTH: Final = 128
+"""Objects and lists within each other."""
+
+
+async def read_json_object(request: Request, max_body: int) -> dict[str, Any]:
+    """The JSON object in a body of at most `max_body` bytes.
+
+    Raises HttpError 413 for a longer body, RequestError for anything but a JSON object in UTF-8, for infinite and
+    undefined numbers, for nesting deeper than 128, and for halves of surrogate pairs.
+    """
+    body = await _read(request, max_body)
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise RequestError(f"the body is nested more than {MAX_DEPTH} deep") from None
+    except json.JSONDecodeError as error:
+        raise RequestError(
+            f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from None
+    except ValueError:
+        raise RequestError("the body has a number with too many digits") from None
+    if not isinstance(value, dict):
+        raise RequestError("the body must be a JSON object")
+    _check_depth(value)
+    if b"\\u" in body:
+        for name, inner in value.items():
+            _check_surrogates(name, inner)
+    return value
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and len(announced) < 20 and int(announced) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError(413, f"the body is larger than {limit} bytes, the most that this server takes")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise RequestError(f"the body has the number {name}, which is not JSON")
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise RequestError(f"the body is nested more than {MAX_DEPTH} deep")
+
+
+def _check_surrogates(name: str, value: Any) -> None:
+    try:
+        json.dumps({name: value}, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        shown = name.encode(errors="replace").decode()
+        raise RequestError(f"{shown} has half of a surrogate pair, which is not text", shown) from None
