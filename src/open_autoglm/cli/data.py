@@ -13,7 +13,10 @@ from open_autoglm.cli.output import print_json, print_line, print_table
 if TYPE_CHECKING:
     from open_autoglm.data import Example, PreparedData
 
-_EPILOG = "Examples: `open-autoglm data examples/snips` · `open-autoglm data 工单.csv --columns input=问题 output=回答 --json`"
+_EPILOG = (
+    "Examples: `open-autoglm data examples/snips` · "
+    "`open-autoglm data 工单.csv --columns input=问题 output=回答 --valid 验证.csv --json`"
+)
 _SHOWN = 3
 _SHOWN_CHARACTERS = 160
 _SHOWN_FIELDS = 20

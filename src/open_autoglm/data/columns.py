@@ -12,56 +12,6 @@ from typing import Any, Final
 
 from open_autoglm.errors import ConfigurationError
 
-QUERY_NAMES: Final = (
-    *("query", "prompt", "instruction", "question", "problem", "input", "user", "request", "utterance", "src"),
-    *("问题", "提问", "问", "指令", "输入", "请求", "用户", "题目"),
-)
-RESPONSE_NAMES: Final = (
-    *(
-        "response",
-        "answer",
-        "output",
-        "completion",
-        "targets",
-        "target",
-        "answers",
-        "solution",
-        "reply",
-        "chosen",
-        "tgt",
-    ),
-    *("回答", "答案", "回复", "答", "输出", "答复", "结果", "text", "content"),
-)
-DOCUMENT_NAMES: Final = (
-    *("article", "document", "source", "dialogue", "passage", "text", "content", "body", "abstract"),
-    *("文章", "正文", "原文", "全文", "文档", "内容", "文本"),
-)
-SUMMARY_NAMES: Final = ("summary", "highlights", "tldr", "tl;dr", "headline", "摘要", "总结", "概要", "标题")
-CONTEXT_NAMES: Final = ("context", "passage", "paragraph", "上下文", "背景", "段落", "材料", "原文", "文章")
-QUESTION_NAMES: Final = ("question", "query", "问题", "提问")
-ANSWER_NAMES: Final = ("answers", "answer", "response", "output", "答案", "回答")
-TEXT_NAMES: Final = (
-    *(
-        "text",
-        "text_a",
-        "sentence",
-        "content",
-        "review",
-        "comment",
-        "tweet",
-        "message",
-        "utterance",
-        "document",
-        "body",
-    ),
-    *("文本", "内容", "句子", "评论", "评价", "正文", "标题", "title"),
-)
-LABEL_NAMES: Final = (
-    *("label", "labels", "category", "class", "intent", "sentiment", "topic", "tag", "label_text", "target_label"),
-    *("标签", "类别", "分类", "情感", "意图", "类目"),
-)
-PAIRED_NAMES: Final = (("text_a", "text_b"), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("句子1", "句子2"))
-"""Columns of which a label judges both."""
 _ROLES: Final = ("input", "output")
 _INPUT_ALIASES: Final = ("input", "prompt", "question", "query", "text", "instruction", "输入")
 _OUTPUT_ALIASES: Final = ("output", "response", "answer", "label", "target", "completion", "输出")

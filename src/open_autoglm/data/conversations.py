@@ -7,10 +7,10 @@ import json
 from typing import Any, Final
 
 from open_autoglm.chat.messages import Message, Role
+from open_autoglm.data.column_names import DIALOGUE_NAMES
 from open_autoglm.data.columns import value_text
 from open_autoglm.errors import DataError
 
-DIALOGUE_COLUMNS: Final = ("messages", "conversations", "conversation", "dialog", "对话", "消息")
 _ROLE_KEYS: Final = ("role", "from", "speaker")
 _TEXT_KEYS: Final = ("content", "value", "text")
 _TOOLS_HEADER: Final = "# 可用工具"
@@ -20,7 +20,7 @@ _TOOL_ADVICE: Final = "在调用上述函数时，请使用 Json 格式表示调
 def dialogue_column(values: dict[str, Any]) -> str | None:
     """The column of a row that holds a dialogue, if one does."""
     for column, value in values.items():
-        if column.strip().casefold() in DIALOGUE_COLUMNS and _is_dialogue(_parsed(value)):
+        if column.strip().casefold() in DIALOGUE_NAMES and _is_dialogue(_parsed(value)):
             return column
     return None
 

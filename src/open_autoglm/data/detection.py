@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from open_autoglm.chat.messages import Role
-from open_autoglm.data.columns import DOCUMENT_NAMES, SUMMARY_NAMES, find_named, is_json_container
+from open_autoglm.data.column_names import DOCUMENT_NAMES, SUMMARY_NAMES
+from open_autoglm.data.columns import find_named, is_json_container
 from open_autoglm.data.example import Example
 from open_autoglm.data.layouts import Layout, Shape
 from open_autoglm.errors import DataError

@@ -18,6 +18,7 @@ class FindingKind(StrEnum):
     CONTRADICTION = "contradiction"
     LEAK = "leak"
     UNSEEN = "unseen"
+    SHORTENED = "shortened"
 
 
 @dataclass(frozen=True)

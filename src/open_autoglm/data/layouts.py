@@ -8,22 +8,20 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from open_autoglm.data.columns import (
+from open_autoglm.data.column_names import (
     ANSWER_NAMES,
     CONTEXT_NAMES,
     DOCUMENT_NAMES,
     LABEL_NAMES,
+    LATE_RESPONSE_NAMES,
     PAIRED_NAMES,
     QUERY_NAMES,
     QUESTION_NAMES,
     RESPONSE_NAMES,
     SUMMARY_NAMES,
     TEXT_NAMES,
-    ColumnProfile,
-    check_columns,
-    find_named,
-    profile_column,
 )
+from open_autoglm.data.columns import ColumnProfile, check_columns, find_named, profile_column
 from open_autoglm.data.conversations import dialogue_column
 from open_autoglm.data.readers import FileRows
 from open_autoglm.errors import DataError
@@ -76,10 +74,8 @@ def find_layout(file: FileRows, chosen: Mapping[str, str] | None = None, known: 
         return Layout(Shape.PLAIN_TEXT, by="the format")
     if known is not None and known.columns and set(known.columns) - set(known.extra.values()) <= set(file.columns):
         return known
-    first = next(
-        (row.values for row in file.rows if isinstance(row.values, dict) and dialogue_column(row.values)), None
-    )
-    if first is not None and (column := dialogue_column(first)):
+    dialogues = (dialogue_column(row.values) for row in file.rows if isinstance(row.values, dict))
+    if column := next(filter(None, dialogues), None):
         return Layout(Shape.DIALOGUE, column, column, by="structure")
     return _named_layout(file) or _layout_by_content(file)
 
@@ -91,7 +87,7 @@ def _chosen_layout(file: FileRows, chosen: Mapping[str, str]) -> Layout:
     if source is None:
         return Layout(Shape.PLAIN_TEXT, None, target, by="--columns")
     rest = tuple(column for column in file.columns if column != source)
-    target = find_named((*RESPONSE_NAMES[:-4], *LABEL_NAMES, *SUMMARY_NAMES, *RESPONSE_NAMES[-4:]), rest)
+    target = find_named((*RESPONSE_NAMES, *LABEL_NAMES, *SUMMARY_NAMES, *LATE_RESPONSE_NAMES), rest)
     if target is None and len(rest) == 1:
         target = rest[0]
     if target is None:
@@ -107,7 +103,7 @@ def _named_layout(file: FileRows) -> Layout | None:
     answer = find_named(ANSWER_NAMES, columns)
     if context and question and answer and len({context, question, answer}) == 3:
         return Layout(Shape.PASSAGE, question, answer, {"context": context})
-    response = find_named(RESPONSE_NAMES[:-4], columns)
+    response = find_named(RESPONSE_NAMES, columns)
     instruction = find_named(("instruction", "指令"), columns)
     if instruction and response:
         found = {
@@ -132,7 +128,7 @@ def _named_layout(file: FileRows) -> Layout | None:
         return Layout(Shape.PAIR, document, summary)
     if document and response and document != response:
         return Layout(Shape.PAIR, document, response)
-    late = find_named(RESPONSE_NAMES[-4:], columns)
+    late = find_named(LATE_RESPONSE_NAMES, columns)
     if query and late and query != late:
         return Layout(Shape.PAIR, query, late)
     return None

@@ -14,6 +14,7 @@ from typing import Any, Final
 from open_autoglm.data.answers import canonical_example, drop_unusable
 from open_autoglm.data.cleaning import note_contradictions, note_duplicates, remove_duplicates, remove_leaks
 from open_autoglm.data.detection import Detection, detect_task
+from open_autoglm.data.encoding import TokenizedExamples
 from open_autoglm.data.example import Example
 from open_autoglm.data.findings import FindingKind, FindingLog
 from open_autoglm.data.layouts import Layout, Shape, find_layout
@@ -22,7 +23,7 @@ from open_autoglm.data.report import DataReport, FileReport, measure_lengths, na
 from open_autoglm.data.schema import infer_answer_schema, infer_labels
 from open_autoglm.data.shapes import read_examples
 from open_autoglm.data.splitting import split_examples
-from open_autoglm.errors import DataError, StorageError
+from open_autoglm.errors import ConfigurationError, DataError, StorageError
 from open_autoglm.storage import explained, read_json, write_atomic, write_json
 from open_autoglm.task import Task, TaskKind
 
@@ -50,6 +51,19 @@ class PreparedData:
                 messages = [message.to_dict() for message in example.messages]
                 total.update(json.dumps(messages, ensure_ascii=False, sort_keys=True).encode() + b"\n")
         return total.hexdigest()
+
+    def with_shortened(self, tokenized: Mapping[str, TokenizedExamples]) -> PreparedData:
+        """The same with a finding for each example that was too long for the model.
+
+        tokenized: by split, what `encode_examples` made of it.
+        """
+        log = FindingLog()
+        for split, tokens in tokenized.items():
+            examples: tuple[Example, ...] = getattr(self, split)
+            for index in tokens.shortened.tolist():
+                what = "longer than the model's context; shortened"
+                log.note_source(FindingKind.SHORTENED, what, examples[index].source)
+        return replace(self, report=replace(self.report, findings=(*self.report.findings, *log.findings())))
 
     def save(self, folder: Path) -> None:
         """Write one JSON Lines file per split, `task.json` and `report.json`. Raises StorageError."""
@@ -93,6 +107,7 @@ def prepare(
     log = FindingLog()
     wanted = TaskKind.of(task) if task is not None else None
     paths = {"train": train, "valid": valid, "test": test}
+    _check_different(paths)
     files = {split: read_rows(path, name=_name(path, paths)) for split, path in paths.items() if path is not None}
     layouts: dict[str, Layout] = {}
     found: dict[str, list[Example]] = {}
@@ -157,6 +172,17 @@ def make_task(kind: TaskKind, train: Sequence[Example], layout: Layout) -> Task:
         )
     schema = infer_answer_schema(train) if kind is TaskKind.EXTRACTION else None
     return Task(kind, labels, schema, layout.input_column, layout.output_column)
+
+
+def _check_different(paths: Mapping[str, Path | None]) -> None:
+    given = [(split, path) for split, path in paths.items() if path is not None and path.exists()]
+    for place, (split, path) in enumerate(given):
+        for other, second in given[place + 1 :]:
+            if path.samefile(second):
+                raise ConfigurationError(
+                    f"{second} is given for both the {split} and the {other} split; give different files, or leave "
+                    f"--{other} out to have it split off"
+                )
 
 
 def _detect(examples: Sequence[Example], layout: Layout, wanted: TaskKind | None, file: FileRows) -> Detection:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from open_autoglm.chat.messages import Message, Role
-from open_autoglm.data.columns import ANSWER_NAMES, SUMMARY_NAMES, find_named, value_text
+from open_autoglm.data.column_names import ANSWER_NAMES, SUMMARY_NAMES
+from open_autoglm.data.columns import find_named, value_text
 from open_autoglm.data.conversations import read_dialogue
 from open_autoglm.data.example import Example
 from open_autoglm.data.findings import FindingKind, FindingLog

@@ -25,6 +25,7 @@ _STEP: Final = 64
 _LARGEST: Final = 32_768
 _GROWTH: Final = 0.082
 _EXPONENT: Final = 0.7
+_LETTER_LEAST: Final = 20
 _SKELETON_LEAST: Final = 20
 _SKELETON_MOST: Final = 256
 _LEAF: Final = "\0"
@@ -47,7 +48,7 @@ def train_tokenizer(examples: Sequence[Example], task: Task, vocab_size: int | N
     is_extraction = task.kind is TaskKind.EXTRACTION
     skeleton = find_skeleton(examples) if is_extraction else []
     texts = list(_texts(examples, set(skeleton), is_extraction))
-    size = vocab_size or choose_vocab_size(sum(len(text.encode()) for text in texts))
+    size = vocab_size or choose_vocab_size(sum(len(text.encode()) for text in texts), _count_letters(texts))
     skeleton = skeleton[: max(0, size - least)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -69,13 +70,23 @@ def train_tokenizer(examples: Sequence[Example], task: Task, vocab_size: int | N
     return tokenizer
 
 
-def choose_vocab_size(text_bytes: int) -> int:
-    """Tokens for so many bytes of text to train on: 263 + 0.082 x bytes^0.7, in steps of 64, at most 32,768.
+def choose_vocab_size(text_bytes: int, letters: int = 0) -> int:
+    """Tokens for so many bytes of text: 263 + letters + 0.082 x bytes^0.7, in steps of 64, at most 32,768.
 
-    About 1,500 for 900 kB and 8,000 for 12 MB: each token then occurs often enough to be learnt.
+    letters: how many different non-ASCII characters occur 20 times or more; each deserves a token, which is what
+    makes the size right for Chinese.
+    About 1,500 for 900 kB of English and 8,000 for 12 MB: each token then occurs often enough to be learnt.
     """
-    wanted = _BYTES + len(CONTROL_TOKENS) + _GROWTH * text_bytes**_EXPONENT
+    wanted = _BYTES + len(CONTROL_TOKENS) + letters + _GROWTH * text_bytes**_EXPONENT
     return min(_LARGEST, -(-int(wanted) // _STEP) * _STEP)
+
+
+def _count_letters(texts: Sequence[str]) -> int:
+    counts: Counter[str] = Counter()
+    for text in texts:
+        if not text.isascii():
+            counts.update(text)
+    return sum(seen >= _LETTER_LEAST and not character.isascii() for character, seen in counts.items())
 
 
 def find_skeleton(examples: Sequence[Example]) -> list[str]:

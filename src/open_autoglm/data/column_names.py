@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people call their columns, in English and Chinese, the likelier names first."""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+def _names(english: str, chinese: str) -> tuple[str, ...]:
+    return (*english.split(), *chinese.split())
+
+
+QUERY_NAMES: Final = _names(
+    "query prompt instruction question problem input user request utterance src",
+    "问题 提问 问 指令 输入 请求 用户 题目",
+)
+RESPONSE_NAMES: Final = _names(
+    "response answer output completion targets target answers solution reply chosen tgt",
+    "回答 答案 回复 答 输出 答复 结果",
+)
+LATE_RESPONSE_NAMES: Final = ("text", "content")
+"""Names of an answer only where another column is the question."""
+DOCUMENT_NAMES: Final = _names(
+    "article document source dialogue passage text content body abstract", "文章 正文 原文 全文 文档 内容 文本"
+)
+SUMMARY_NAMES: Final = _names("summary highlights tldr tl;dr headline", "摘要 总结 概要 标题")
+CONTEXT_NAMES: Final = _names("context passage paragraph", "上下文 背景 段落 材料 原文 文章")
+QUESTION_NAMES: Final = _names("question query", "问题 提问")
+ANSWER_NAMES: Final = _names("answers answer response output", "答案 回答")
+TEXT_NAMES: Final = _names(
+    "text text_a sentence content review comment tweet message utterance document body",
+    "文本 内容 句子 评论 评价 正文 标题 title",
+)
+LABEL_NAMES: Final = _names(
+    "label labels category class intent sentiment topic tag label_text target_label",
+    "标签 类别 分类 情感 意图 类目",
+)
+PAIRED_NAMES: Final = (("text_a", "text_b"), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("句子1", "句子2"))
+"""Two columns of which one label judges both."""
+DIALOGUE_NAMES: Final = _names("messages conversations conversation dialog", "对话 消息")
