@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a file of data to a bundle: the five steps, in order, as one durable pipeline.
 
-Each step is a function of `build_steps`; the pipeline remembers which are done, so that the same call after a crash
+Each step is a function in `build_steps/`; the pipeline remembers which are done, so that the same call after a crash
 goes on where it was.
 """
 
@@ -21,11 +21,11 @@ from open_autoglm.targets import KNOWN_TARGETS
 from open_autoglm.task import TaskKind
 
 STEPS: Final[dict[str, str]] = {
-    "data": "open_autoglm.build_steps:read_data",
-    "search": "open_autoglm.build_steps:search_models",
-    "train": "open_autoglm.build_steps:train_winner",
-    "compress": "open_autoglm.build_steps:compress_model",
-    "bundle": "open_autoglm.build_steps:write_model_bundle",
+    "data": "open_autoglm.build_steps.read_data:read_data",
+    "search": "open_autoglm.build_steps.search_models:search_models",
+    "train": "open_autoglm.build_steps.train_winner:train_winner",
+    "compress": "open_autoglm.build_steps.compress_model:compress_model",
+    "bundle": "open_autoglm.build_steps.write_bundle:write_model_bundle",
 }
 """The five steps: each needs the one before it."""
 

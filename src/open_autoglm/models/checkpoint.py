@@ -129,7 +129,7 @@ def quantize_in_place(model: GlmForCausalLM, weights: str) -> GlmForCausalLM:
         model.lm_head = Int8Linear(table, scale)  # type: ignore[assignment]
     else:
         model.lm_head = Int8Linear(*round_to_int8(model.lm_head.weight.detach()))  # type: ignore[assignment]
-    for layer in model.model.layers:
+    for layer in model.model.decoder_layers():
         for block in (layer.self_attn, layer.mlp):
             for name, linear in list(block.named_children()):
                 if isinstance(linear, nn.Linear):

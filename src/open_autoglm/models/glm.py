@@ -9,6 +9,7 @@ Source: Du et al. 2022 (GLM), GLM team 2024 (ChatGLM: a family), and the layouts
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -169,6 +170,10 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The layers, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
 
 class GlmForCausalLM(nn.Module):
     """`GlmForCausalLM` and `Glm4ForCausalLM`, chosen by `config.architecture`."""
@@ -186,13 +191,19 @@ class GlmForCausalLM(nn.Module):
         hidden = self.model.embed_tokens(token_ids)
         hidden = F.dropout(hidden, self.config.dropout, self.training)
         rotary = rotary_tables(attention.positions, self.config.rotary_dim, self.config.rope_theta)
-        for layer in self.model.layers:
+        for layer in self.model.decoder_layers():
             hidden = layer(hidden, rotary, attention)
         return self.model.norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: float[n, hidden_size], as `forward` returns. Returns float[n, vocab_size]."""
         return self.lm_head(hidden)
+
+    def set_dropout(self, dropout: float) -> None:
+        """Change the dropout that acts in training, of every layer."""
+        self.config = replace(self.config, dropout=dropout)
+        for layer in self.model.decoder_layers():
+            layer.dropout = dropout
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:

@@ -46,6 +46,7 @@ class Int8Linear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -85,6 +86,7 @@ class Int4Linear(nn.Module):
 
     packed: Tensor
     scale_and_offset: Tensor
+    bias: Tensor | None
 
     def __init__(self, linear: nn.Linear, group_size: int) -> None:
         super().__init__()

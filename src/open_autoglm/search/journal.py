@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from open_autoglm.storage import explained, read_json, write_json
 
@@ -20,7 +20,7 @@ _JOURNAL: Final = "trials.journal"
 _COMMIT: Final = "trials.commit.json"
 
 
-class _HeldByRun(BaseJournalFileLock):
+class _HeldByRun(JournalFileOpenLock):
     """No lock of its own: the whole run folder is locked already."""
 
     def acquire(self) -> bool:
@@ -40,7 +40,7 @@ class CommittedJournal:
             length = int(read_json(self._commit)["bytes"]) if self._commit.exists() else 0
             with self._journal.open("ab") as file:
                 file.truncate(length)
-        self.storage = JournalStorage(JournalFileBackend(str(self._journal), lock_obj=_HeldByRun()))
+        self.storage = JournalStorage(JournalFileBackend(str(self._journal), lock_obj=_HeldByRun(str(self._journal))))
 
     def commit(self) -> None:
         """Keep everything written so far. Raises StorageError when the disk refuses."""

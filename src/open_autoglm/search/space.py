@@ -24,8 +24,8 @@ DEFAULT_PARAMETERS: Final[dict[str, Any]] = {
     "key_value_sharing": 2,
     "feed_forward_ratio": 2.5,
     "partial_rotary_factor": 0.5,
-    "learning_rate": 4e-3,
-    "tokens_per_batch": 2048,
+    "learning_rate": 2e-3,
+    "tokens_per_batch": 1024,
     "weight_decay": 0.1,
     "dropout": 0.0,
 }
@@ -73,11 +73,11 @@ class SearchSpace:
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Candidate:
         """Ask the trial for each parameter, in a fixed order, and build what they describe."""
-        low, high = (2e-6, 2e-4) if self.base is not None else (1e-3, 1e-2)
+        low, high = (2e-6, 2e-4) if self.base is not None else (1e-3, 6e-3)
         config = self.base or self._suggest_architecture(trial)
         settings = TrainingSettings(
             learning_rate=trial.suggest_float("learning_rate", low, high, log=True),
-            tokens_per_batch=trial.suggest_categorical("tokens_per_batch", (1024, 2048, 4096)),
+            tokens_per_batch=trial.suggest_categorical("tokens_per_batch", (512, 1024, 2048)),
             weight_decay=trial.suggest_float("weight_decay", 0.01, 0.3, log=True),
             dropout=trial.suggest_float("dropout", 0.0, 0.2, step=0.05),
             augmentation=(

@@ -79,7 +79,8 @@ class Tuner:
         Raises TrainingError when no trial finished.
         """
         for frozen in self._study.get_trials(states=(TrialState.RUNNING,)):
-            self._run_trial(optuna.trial.Trial(self._study, frozen._trial_id))  # pyright: ignore[reportPrivateUsage]
+            trial = optuna.trial.Trial(self._study, frozen._trial_id)  # pyright: ignore[reportPrivateUsage]
+            self._run_trial(trial, reported=max(frozen.intermediate_values, default=0))
         while self._may_start():
             number = len(self._started())
             self._study.sampler = _sampler(self.space.seed, number)
@@ -141,7 +142,8 @@ class Tuner:
         spent = sum(trial.user_attrs.get("seconds", 0.0) for trial in started)
         return spent + 0.5 * spent / len(started) < self.plan.search_seconds
 
-    def _run_trial(self, trial: optuna.trial.Trial) -> None:
+    def _run_trial(self, trial: optuna.trial.Trial, *, reported: int = 0) -> None:
+        """Run a trial to its end. reported: the last rung that the storage knows of a trial that was cut off."""
         candidate = self.space.suggest(trial)
         folder = self.folder / "trials" / f"{trial.number:04d}"
         steps = self.plan.steps_of_trial(candidate.config, candidate.settings.tokens_per_batch, self._mean_length)
@@ -158,13 +160,15 @@ class Tuner:
                         lambda progress, _: self._on_step(trial.number, progress.step, steps, progress.seconds),
                     )
                 value = float(trainer.progress.curve[rung - 1]["valid_loss"])
+                if rung <= reported:
+                    continue
                 trial.report(value, rung)
-                pruned = rung < RUNGS and trial.should_prune()
-                self._journal.commit()
-                self._report({"event": "trial_rung", "trial": trial.number, "rung": rung, "valid_loss": value})
-                if pruned:
+                if rung < RUNGS and trial.should_prune():
+                    # Committed with the trial's end: a pruned trial that still runs must not exist after a kill.
                     state = TrialState.PRUNED
                     break
+                self._journal.commit()
+                self._report({"event": "trial_rung", "trial": trial.number, "rung": rung, "valid_loss": value})
             record |= {"valid_loss": value, "seconds": trainer.progress.seconds, "steps": trainer.progress.step}
             record["score"] = self._score(model) if state is TrialState.COMPLETE else None
         except TrainingError as error:

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step 1: files -> examples, task, report, tokenizer and tokens."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Final
+
+from open_autoglm.build_steps.workspace import optional_path, say, with_result
+from open_autoglm.bundle.huggingface import read_tokenizer
+from open_autoglm.chat.template import CONTROL_TOKENS
+from open_autoglm.data import TokenizedExamples, encode_examples, prepare, train_tokenizer
+from open_autoglm.errors import CheckpointError
+from open_autoglm.evaluate import answer_room
+from open_autoglm.models.checkpoint import load_config
+from open_autoglm.pipeline import Packet, StageContext
+from open_autoglm.storage import write_atomic
+
+_MAX_LENGTH: Final = 1024
+
+
+def read_data(packet: Packet, context: StageContext) -> Packet:
+    """Step 1: files -> examples, task, report, tokenizer and tokens, in `data/`."""
+    started = time.monotonic()
+    settings = packet.payload["settings"]
+    prepared = prepare(
+        Path(settings["train"]),
+        valid=optional_path(settings["valid"]),
+        test=optional_path(settings["test"]),
+        task=settings["task"],
+        columns=settings["columns"] or None,
+        seed=settings["seed"],
+    )
+    folder = context.folder / "data"
+    prepared.save(folder)
+    base = optional_path(settings["base"])
+    tokenizer = read_tokenizer(base) if base is not None else train_tokenizer(prepared.train, prepared.task)
+    if base is not None and (missing := [token for token in CONTROL_TOKENS if tokenizer.token_to_id(token) is None]):
+        raise CheckpointError(f"{base}: its tokenizer has no token '{missing[0]}', which GLM's chat format needs")
+    longest = _MAX_LENGTH if base is None else min(_MAX_LENGTH, load_config(base).max_position_embeddings)
+    for name, examples in (("train", prepared.train), ("valid", prepared.valid)):
+        encode_examples(examples, tokenizer, prepared.task, max_length=longest).save(folder / f"{name}.tokens")
+    write_atomic(folder / "tokenizer.json", tokenizer.to_str())
+    lengths = TokenizedExamples.load(folder / "train.tokens").lengths
+    summary = {
+        "task": prepared.task.kind.value,
+        "confidence": prepared.report.confidence,
+        "reason": prepared.report.reason,
+        "examples": {"train": len(prepared.train), "valid": len(prepared.valid), "test": len(prepared.test)},
+        "vocabulary": tokenizer.get_vocab_size(),
+        "tokens": int(lengths.sum()),
+        "max_length": int(longest),
+        "longest": int(lengths.max()),
+        "answer_room": answer_room([*prepared.train, *prepared.valid], tokenizer),
+        "digest": prepared.digest(),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    context.emit({"event": "data_ready", **summary})
+    say(
+        f"data: {summary['task']} ({prepared.report.confidence:.0%} sure: {prepared.report.reason}); "
+        f"{len(prepared.train)} train, {len(prepared.valid)} valid, {len(prepared.test)} test; "
+        f"{summary['vocabulary']} tokens in the vocabulary"
+    )
+    return with_result(packet, "data", summary)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step 3: the winner goes on to the end of the budget while its learning rate falls."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from open_autoglm.build_steps.workspace import SCORE_EXAMPLES, STEP_START_SECONDS, Workspace, say, with_result
+from open_autoglm.models.checkpoint import save_model
+from open_autoglm.models.config import ModelConfig
+from open_autoglm.pipeline import Packet, StageContext
+from open_autoglm.progress import ProgressBar
+from open_autoglm.search.plan import Plan, reserve_seconds
+from open_autoglm.search.space import Candidate
+from open_autoglm.storage import read_json, replacing, write_json
+from open_autoglm.train.settings import TrainingSettings
+from open_autoglm.train.trainer import Schedule, Trainer
+
+_SEGMENTS: Final = 12
+_LEAST_STEPS: Final = 20
+
+
+def train_winner(packet: Packet, context: StageContext) -> Packet:
+    """Step 3: the winner goes on to the end of the budget while its learning rate falls, in `train/`."""
+    started = time.monotonic()
+    work = Workspace(packet, context)
+    found = packet.payload["search"]
+    candidate = Candidate(ModelConfig.from_dict(found["config"]), TrainingSettings(**found["training"]))
+    plan = Plan(**found["plan"])
+    folder = context.folder / "train"
+    checkpoint = folder / "checkpoint.safetensors"
+    if not checkpoint.exists():
+        with replacing(checkpoint) as temporary:
+            shutil.copyfile(context.folder / found["folder"] / "checkpoint.safetensors", temporary)
+    trainer = Trainer(
+        work.make_model(candidate), candidate.settings, work.make_source(candidate.settings), work.rung_valid, folder
+    )
+    seconds = None if plan.train_seconds is None else _seconds_for_training(packet, time.monotonic() - started)
+    _run_to_the_end(trainer, seconds, plan, found, folder, context)
+    scores = {"last": work.score(trainer.model, work.prepared.valid[:SCORE_EXAMPLES])}
+    chosen = "last"
+    best_step = min(trainer.progress.curve, key=lambda row: row["valid_loss"])["step"]
+    if best_step != trainer.progress.step and trainer.load_best():
+        scores["lowest_loss"] = work.score(trainer.model, work.prepared.valid[:SCORE_EXAMPLES])
+        sign = 1 if work.prepared.task.higher_is_better else -1
+        if sign * scores["lowest_loss"].value > sign * scores["last"].value:
+            chosen = "lowest_loss"
+        else:
+            trainer = Trainer(
+                trainer.model, candidate.settings, trainer.source, work.rung_valid, folder
+            )  # reads the last checkpoint back
+    save_model(trainer.model, folder / "model")
+    result = {
+        "steps": trainer.progress.step,
+        "tokens": trainer.progress.tokens,
+        "train_seconds": round(trainer.progress.seconds, 2),
+        "checkpoint": chosen,
+        "metrics": scores[chosen].metrics,
+        "value": scores[chosen].value,
+        "curve": trainer.progress.curve,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    context.emit({"event": "training_finished", **{key: result[key] for key in ("steps", "tokens", "metrics")}})
+    say(f"train: {work.prepared.task.metric} {scores[chosen].value:.4f} on the validation split")
+    return with_result(packet, "train", result)
+
+
+def _seconds_for_training(packet: Packet, spent: float) -> float:
+    """What the budget has left once all before and after it is taken off, but at least a third of the plan's figure."""
+    payload = packet.payload
+    budget = float(payload["settings"]["budget"])
+    before = payload["data"]["seconds"] + payload["search"]["seconds"] + spent + STEP_START_SECONDS * 3
+    planned = float(payload["search"]["plan"]["train_seconds"])
+    return max(planned / 3, budget - before - reserve_seconds(budget))
+
+
+def _run_to_the_end(
+    trainer: Trainer, seconds: float | None, plan: Plan, found: dict[str, Any], folder: Path, context: StageContext
+) -> None:
+    """Train in segments. By time, the end is set anew after each from the speed so far, and written down."""
+    path = folder / "schedule.json"
+    start = int(found["steps"])
+    if path.exists():
+        total = int(read_json(path)["total_steps"])
+    elif plan.train_steps is not None:
+        total = max(plan.train_steps, start + 1)
+    else:
+        speed = found["trial_seconds"] / start
+        total = start + max(_LEAST_STEPS, round((seconds or 0.0) / speed))
+    with ProgressBar("train", total - start) as bar:
+        while trainer.progress.step < total:
+            write_json(path, {"total_steps": total, "decay_from": start})
+            segment = max(1, (total - start) // _SEGMENTS)
+            schedule = Schedule(total_steps=total, decay_from=start)
+            trainer.run(
+                schedule,
+                lambda progress, loss: bar.update(progress.step - start, f"step {progress.step}, loss {loss:.3f}"),
+                until=trainer.progress.step + segment,
+            )
+            row = trainer.progress.curve[-1]
+            context.emit({"event": "evaluated", **row})
+            spent = trainer.progress.seconds - found["trial_seconds"]
+            done = trainer.progress.step - start
+            if seconds is not None and done:
+                left = max(0.0, seconds - spent)
+                total = min(total, trainer.progress.step + round(left * done / spent)) if spent else total

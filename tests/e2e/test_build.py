@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A build through the command line: what it leaves, what it says, and that a kill changes nothing."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.e2e.conftest import environment, last_json, run_command
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from open_autoglm.bundle import open_bundle
+from open_autoglm.chat.messages import Message, Role
+from open_autoglm.chat.template import encode, render
+from open_autoglm.models.checkpoint import load_model
+from open_autoglm.models.glm import PackedSequences
+from open_autoglm.pipeline import read_events
+
+KILLS = 10
+
+
+def test_a_build_leaves_a_bundle_and_says_so(built: tuple[Path, dict]) -> None:
+    out, said = built
+    assert set(said) >= {"bundle", "task", "metrics", "seconds"}
+    assert said["task"] == "extraction"
+    assert Path(said["bundle"]) == out / "bundle"
+    bundle = open_bundle(out / "bundle")
+    assert bundle.manifest.metrics == said["metrics"]
+    assert {"test_exact_match", "test_valid_json", "valid_exact_match"} <= set(said["metrics"])
+    assert said["metrics"]["test_valid_json"] == 1.0
+    lineage = bundle.manifest.lineage
+    assert lineage["seed"] == 0
+    assert set(lineage["versions"]) >= {"open_autoglm", "torch", "optuna", "tokenizers"}
+    schema = bundle.task.answer_schema
+    assert schema is not None
+    assert set(schema["properties"]) == {"intent", "slots"}
+
+
+def test_transformers_gives_the_bundles_logits(built: tuple[Path, dict]) -> None:
+    folder = built[0] / "bundle"
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "play a song by björk"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    token_ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ours, _ = encode(
+        render([Message(Role.USER, messages[0]["content"])], add_generation_prompt=True), tokenizer.backend_tokenizer
+    )
+    assert token_ids[0].tolist() == ours
+    model = load_model(folder)
+    with torch.no_grad():
+        expected = theirs(token_ids).logits[0]
+        actual = model.logits(model(token_ids[0], PackedSequences(torch.tensor([token_ids.shape[1]]))))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_eval_gives_the_value_that_the_build_wrote(built: tuple[Path, dict], small_snips: Path) -> None:
+    out, said = built
+    done = run_command("eval", out / "bundle", small_snips / "test.jsonl", "--json")
+    assert done.returncode == 0, done.stderr
+    values = last_json(done.stdout)
+    assert values["metric"] == "exact_match"
+    assert values["n"] == 40
+    assert values["value"] == said["metrics"]["test_exact_match"]
+    assert values["metrics"]["field_f1"] == said["metrics"]["test_field_f1"]
+
+
+def test_the_same_command_again_is_done_at_once(built: tuple[Path, dict], small_snips: Path) -> None:
+    out, said = built
+    before = {path: path.stat().st_mtime_ns for path in (out / "bundle").rglob("*") if path.is_file()}
+    done = run_command("build", small_snips, "--out", out, "--steps", "60", "--trials", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    assert last_json(done.stdout)["metrics"] == said["metrics"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_other_settings_on_the_same_folder_are_refused(built: tuple[Path, dict], small_snips: Path) -> None:
+    done = run_command("build", small_snips, "--out", built[0], "--steps", "61", "--trials", "3")
+    assert done.returncode == 8
+    assert "steps" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.timeout(900)
+def test_ten_kills_change_nothing(built: tuple[Path, dict], small_snips: Path, tmp_path: Path) -> None:
+    """SIGKILL at ten random moments; then weights, trials and scores equal those of the undisturbed build."""
+    whole, out = built[0], tmp_path / "small"
+    command = [
+        sys.executable, "-m", "open_autoglm", "build", str(small_snips), "--out", str(out), "--steps", "60",
+        "--trials", "3", "--json",
+    ]  # fmt: skip
+    generator = random.Random(20261121)
+    kills = 0
+    while kills < KILLS:
+        process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=generator.uniform(1.5, 9.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert process.returncode == 0
+        break  # the build was finished between two kills
+    assert kills >= 5
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("model.safetensors", "int8.safetensors", "tokenizer.json", "config.json"):
+        assert (out / "bundle" / name).read_bytes() == (whole / "bundle" / name).read_bytes(), name
+    assert open_bundle(out / "bundle").manifest.metrics == open_bundle(whole / "bundle").manifest.metrics
+    assert trials(out) == trials(whole)
+    finished = [event["trial"] for event in read_events(out) if event.get("event") == "trial_finished"]
+    assert sorted(set(finished)) == [0, 1, 2]
+
+
+def trials(out: Path) -> list[dict]:
+    entries = json.loads((out / "leaderboard.json").read_text())["entries"]
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+
+
+def test_a_second_process_is_refused_with_the_holders_name(small_snips: Path, tmp_path: Path) -> None:
+    arguments = ["build", str(small_snips), "--out", str(tmp_path / "run"), "--steps", "60", "--trials", "3"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "open_autoglm", *arguments],
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "run" / "events.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        second = run_command(*arguments)
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 7
+    assert f"process {first.pid}" in second.stderr
+    assert "Traceback" not in second.stderr
