@@ -104,6 +104,6 @@ def _run_to_the_end(
             context.emit({"event": "evaluated", **row})
             spent = trainer.progress.seconds - found["trial_seconds"]
             done = trainer.progress.step - start
-            if seconds is not None and done:
+            if seconds is not None and done and spent > 0:
                 left = max(0.0, seconds - spent)
-                total = min(total, trainer.progress.step + round(left * done / spent)) if spent else total
+                total = trainer.progress.step + round(left * done / spent)
