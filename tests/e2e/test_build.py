@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.e2e.conftest import environment, last_json, run_command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from open_autoglm.bundle import open_bundle
@@ -20,6 +19,7 @@ from open_autoglm.chat.template import encode, render
 from open_autoglm.models.checkpoint import load_model
 from open_autoglm.models.glm import PackedSequences
 from open_autoglm.pipeline import read_events
+from tests.e2e.conftest import environment, last_json, run_command
 
 KILLS = 10
 

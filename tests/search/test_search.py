@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan keeps to the budget; the journal forgets nothing committed; a killed search goes on as if it had not been."""
+"""The plan keeps to the budget, the journal keeps what is committed, and a killed search ends as one that was not."""
 
 import json
 from collections.abc import Callable
@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from open_autoglm.data import Example, TokenizedExamples
 from open_autoglm.chat.messages import Message, Role
+from open_autoglm.data import Example, TokenizedExamples
 from open_autoglm.errors import BudgetError
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.glm import GlmForCausalLM

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches cover every example once, and a run that was cut off ends with the weights of one that was not."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,6 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     rates = [learning_rate_at(s, peak=1.0, warmup_steps=10, decay_from=50, total_steps=100) for s in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10:50] == [1.0] * 40
-    assert all(later <= earlier for earlier, later in zip(rates[50:], rates[51:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[50:]))
     assert rates[75] == pytest.approx(0.51)
     assert rates[100] == pytest.approx(0.02)

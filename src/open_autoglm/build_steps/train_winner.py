@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from pathlib import Path
 from typing import Any, Final
 
 from open_autoglm.build_steps.workspace import SCORE_EXAMPLES, STEP_START_SECONDS, Workspace, say, with_result
@@ -39,7 +38,7 @@ def train_winner(packet: Packet, context: StageContext) -> Packet:
         work.make_model(candidate), candidate.settings, work.make_source(candidate.settings), work.rung_valid, folder
     )
     seconds = None if plan.train_seconds is None else _seconds_for_training(packet, time.monotonic() - started)
-    _run_to_the_end(trainer, seconds, plan, found, folder, context)
+    _run_to_the_end(trainer, seconds, plan, found, context)
     scores = {"last": work.score(trainer.model, work.prepared.valid[:SCORE_EXAMPLES])}
     chosen = "last"
     best_step = min(trainer.progress.curve, key=lambda row: row["valid_loss"])["step"]
@@ -78,10 +77,10 @@ def _seconds_for_training(packet: Packet, spent: float) -> float:
 
 
 def _run_to_the_end(
-    trainer: Trainer, seconds: float | None, plan: Plan, found: dict[str, Any], folder: Path, context: StageContext
+    trainer: Trainer, seconds: float | None, plan: Plan, found: dict[str, Any], context: StageContext
 ) -> None:
     """Train in segments. By time, the end is set anew after each from the speed so far, and written down."""
-    path = folder / "schedule.json"
+    path = trainer.folder / "schedule.json"
     start = int(found["steps"])
     if path.exists():
         total = int(read_json(path)["total_steps"])
