@@ -90,8 +90,7 @@ def _read_slots(value: Any, text: str, path: tuple[str | int, ...] = ()) -> list
     if not isinstance(value, str):
         return []
     spans = list(find_whole_words(value, text))
-    copied = bool(spans) and not value[-1].isspace()
-    return [_Slot(path, value, copied, spans[0] if len(spans) == 1 and copied else None)]
+    return [_Slot(path, value, bool(spans), spans[0] if len(spans) == 1 else None)]
 
 
 def _context(slots: Sequence[_Slot]) -> str:

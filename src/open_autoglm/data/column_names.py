@@ -27,6 +27,8 @@ SUMMARY_NAMES: Final = _names("summary highlights tldr tl;dr headline", "摘要 
 CONTEXT_NAMES: Final = _names("context passage paragraph", "上下文 背景 段落 材料 原文 文章")
 QUESTION_NAMES: Final = _names("question query", "问题 提问")
 ANSWER_NAMES: Final = _names("answers answer response output", "答案 回答")
+REFERENCE_NAMES: Final = _names("answers answer targets target references summary summaries highlights", "答案 摘要")
+"""Answers of which a list holds several that are equally right, and not one that is a list."""
 TEXT_NAMES: Final = _names(
     "text text_a sentence content review comment tweet message utterance document body",
     "文本 内容 句子 评论 评价 正文 标题 title",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from open_autoglm.chat.messages import Message, Role
-from open_autoglm.data.column_names import ANSWER_NAMES, SUMMARY_NAMES
+from open_autoglm.data.column_names import REFERENCE_NAMES
 from open_autoglm.data.columns import find_named, value_text
 from open_autoglm.data.conversations import read_dialogue
 from open_autoglm.data.example import Example
@@ -171,7 +171,7 @@ def _answer_text(value: Any, layout: Layout, place: _Place) -> str:
     column = layout.output_column or ""
     if isinstance(value, dict) and isinstance(value.get("text"), list) and "answer_start" in value:
         value = value["text"]  # SQuAD as the Hugging Face hub lays it out
-    several = find_named((*ANSWER_NAMES, *SUMMARY_NAMES, "target", "targets", "references"), (column,)) is not None
+    several = find_named(REFERENCE_NAMES, (column,)) is not None
     if several and isinstance(value, list) and all(isinstance(item, str) for item in value):
         texts = [item for item in value if item.strip()]
         if len(set(texts)) > 1:
