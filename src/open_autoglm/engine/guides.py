@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -21,14 +21,27 @@ from open_autoglm.task import Task
 
 GuideKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
 
-MAX_SPECIFICATION: Final = 64 * 1024
-"""Characters of a schema, regular expression or grammar that a request may bring."""
+MAX_SPECIFICATION: Final[dict[str, int]] = {
+    "json_schema": 64 * 1024,
+    "choice": 64 * 1024,
+    "regex": 16 * 1024,
+    "grammar": 16 * 1024,
+}
+"""Characters of what a request may bring; the worst of each compiles in a second or two."""
+
+MAX_SCHEMA_STRING: Final = 8 * 1024
+"""Characters of one string in a schema; `pattern`s cost the square of their length."""
 
 MAX_CHOICES: Final = 2000
 _MAX_DEPTH: Final = 100
 _CACHED: Final = 64
+_DEEP_STACK: Final = 64 * 1024 * 1024
+_STACK_SIZE: Final = threading.Lock()  # the size of new threads' stacks is a setting of the process
 
 _JSON_LAYOUT: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+# Where only one text can follow, llguidance would also force how it is cut into tokens, and not as the model learnt it.
+_FREE_TOKENS: Final = '%llguidance {"no_forcing": true}\n'
 
 
 @dataclass(frozen=True)
@@ -50,9 +63,9 @@ class GuideSpec:
         if kind == "json_object":
             return cls(kind, "", parameter)
         if kind == "json_schema":
-            if not isinstance(value, dict | bool):
+            if not isinstance(value, dict):
                 raise RequestError("a JSON schema must be an object", parameter)
-            _check_depth(value, parameter)
+            _check_schema(value, parameter)
             text = json.dumps(value, ensure_ascii=False)
         elif kind == "choice":
             valid = isinstance(value, list | tuple) and all(isinstance(item, str) and item for item in value)
@@ -63,27 +76,27 @@ class GuideSpec:
             if not isinstance(value, str) or not value:
                 raise RequestError(f"a {kind} must be a string that is not empty", parameter)
             text = value
-        if len(text) > MAX_SPECIFICATION:
+        if len(text) > MAX_SPECIFICATION[kind]:
             raise RequestError(
-                f"the {kind.replace('_', ' ')} has {len(text)} characters, at most {MAX_SPECIFICATION} are taken",
+                f"the {kind.replace('_', ' ')} has {len(text)} characters, at most {MAX_SPECIFICATION[kind]} are taken",
                 parameter,
             )
         return cls(kind, text, parameter)
 
     def to_grammar(self) -> str:
-        """What llguidance compiles. Raises RequestError."""
+        """The Lark grammar that llguidance compiles."""
         match self.kind:
             case "json_schema":
-                return _schema_grammar(self.text, self.parameter)
+                return _schema_grammar(json.loads(self.text))
             case "json_object":
-                return _schema_grammar('{"type": "object"}', self.parameter)
+                return _schema_grammar({"type": "object"})
             case "regex":
-                return LLMatcher.grammar_from_regex(self.text)
+                return _regex_grammar(self.text)
             case "choice":
                 options = [json.dumps(option, ensure_ascii=False) for option in json.loads(self.text)]
-                return LLMatcher.grammar_from_lark("start: " + "\n  | ".join(options))
+                return _FREE_TOKENS + "start: " + "\n  | ".join(options)
             case "grammar":
-                return LLMatcher.grammar_from_lark(self.text)
+                return _FREE_TOKENS + self.text
 
 
 class Guide:
@@ -150,18 +163,18 @@ class GuideCompiler:
     def compile_task(self, task: Task, input_text: str) -> Guide:
         """Compile the guide of a task for one input. Raises ConfigurationError or RequestError."""
         if depends_on_input(task):
-            grammar = LLMatcher.grammar_from_lark(compile_task_guide(task, input_text))
-            return Guide(self._compile(grammar, "the task's guide cannot take this input", "messages"))
+            grammar = compile_task_guide(task, input_text)
+            return Guide(self._compile(_FREE_TOKENS + grammar, "the task's guide cannot take this input", "messages"))
         key = "task\0" + json.dumps(task.to_dict(), sort_keys=True)
         matcher = self._cached(key)
         if matcher is None:
-            grammar = LLMatcher.grammar_from_lark(compile_task_guide(task, ""))
-            matcher = self._compile(grammar, "the task's answer schema cannot be guided", None)
+            grammar = compile_task_guide(task, "")
+            matcher = self._compile(_FREE_TOKENS + grammar, "the task's answer schema cannot be guided", None)
             self._keep(key, matcher)
         return Guide(matcher.deep_copy())
 
     def _compile(self, grammar: str, complaint: str, parameter: str | None) -> LLMatcher:
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        matcher = _with_deep_stack(lambda: LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits))
         if matcher.is_error():
             raise RequestError(f"{complaint}: {_first_line(matcher.get_error())}", parameter)
         return matcher
@@ -180,16 +193,20 @@ class GuideCompiler:
                 self._cache.popitem(last=False)
 
 
-def _schema_grammar(text: str, parameter: str | None) -> str:
-    try:
-        return LLMatcher.grammar_from_json_schema(text, overrides=_JSON_LAYOUT)  # pyright: ignore[reportArgumentType]
-    except ValueError as error:
-        raise RequestError(f"invalid JSON schema: {_first_line(str(error))}", parameter) from None
+def _schema_grammar(schema: dict[str, Any]) -> str:
+    return f"{_FREE_TOKENS}start: %json {json.dumps({**schema, 'x-guidance': _JSON_LAYOUT}, ensure_ascii=False)}"
 
 
-def _check_depth(value: Any, parameter: str | None) -> None:
+def _regex_grammar(expression: str) -> str:
+    wrapped = json.loads(LLMatcher.grammar_from_regex(expression))
+    return _FREE_TOKENS + wrapped["grammars"][0]["lark_grammar"]
+
+
+def _check_schema(value: Any, parameter: str | None) -> None:
     level = [value]
     for _ in range(_MAX_DEPTH):
+        if any(isinstance(item, str) and len(item) > MAX_SCHEMA_STRING for item in level):
+            raise RequestError(f"a string in the JSON schema has more than {MAX_SCHEMA_STRING} characters", parameter)
         level = [
             inner
             for item in level
@@ -199,6 +216,33 @@ def _check_depth(value: Any, parameter: str | None) -> None:
         if not level:
             return
     raise RequestError(f"the JSON schema is nested more than {_MAX_DEPTH} deep", parameter)
+
+
+def _with_deep_stack(work: Callable[[], LLMatcher]) -> LLMatcher:
+    """Run `work` in a thread with 64 MiB of stack.
+
+    llguidance compiles rules by recursion: a chain of 2,500 rules overflows the usual 8 MiB, which would end the
+    process. Nothing that passes the size limits comes near 64 MiB; matching does not recurse.
+    """
+    results: list[LLMatcher | BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            results.append(error)
+
+    thread = threading.Thread(target=run, name="open-autoglm-guide")
+    with _STACK_SIZE:
+        usual = threading.stack_size(_DEEP_STACK)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(usual)
+    thread.join()
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
 
 
 def _first_line(text: str) -> str:

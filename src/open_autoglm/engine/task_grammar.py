@@ -17,6 +17,7 @@ from open_autoglm.task import Task
 
 _MAX_FREE_KEYS: Final = 64
 _MAX_DEPTH: Final = 32
+_MAX_RULES: Final = 8192
 _MAX_INPUT: Final = 100_000
 
 # Scripts that put no spaces between words, or glue particles to them: each character counts as a word.
@@ -77,6 +78,8 @@ class _GrammarWriter:
 
     def grammar(self, schema: dict[str, Any]) -> str:
         self._rules.append("start: " + self._value(schema, 0))
+        if len(self._rules) > _MAX_RULES:
+            raise ConfigurationError("answer_schema is too large to guide decoding with")
         terminals = [f"{name}: {pattern}" for name, pattern in self._terminals.items()]
         return "\n".join([*self._rules, *terminals]) + "\n"
 
