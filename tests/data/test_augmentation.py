@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Swapped examples are still true: the same intent and keys, and every copied value is in the new input."""
+
+import json
+import random
+
+from open_autoglm.chat.messages import Message, Role
+from open_autoglm.data import Example, PreparedData, swap_slot_values, values_by_key
+from open_autoglm.data.answers import canonical_answer
+from open_autoglm.data.words import is_copied
+
+
+def example(text: str, answer: object) -> Example:
+    content = json.dumps(answer, ensure_ascii=False)
+    return Example((Message(Role.SYSTEM, "s"), Message(Role.USER, text), Message(Role.ASSISTANT, content)), "a:1")
+
+
+def leaves(value: object, path: tuple[object, ...] = ()) -> dict[tuple[object, ...], str]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in leaves(inner, (*path, key)).items()}
+    if isinstance(value, list):
+        return {k: v for place, inner in enumerate(value) for k, v in leaves(inner, (*path, place)).items()}
+    return {path: value} if isinstance(value, str) else {}
+
+
+def test_snips_examples_stay_true(snips: PreparedData) -> None:
+    values, generator = values_by_key(snips.train), random.Random(0)
+    changed = 0
+    for before in snips.train[:3000]:
+        after = swap_slot_values(before, values, generator)
+        old, new = json.loads(before.answer), json.loads(after.answer)
+        assert new["intent"] == old["intent"]
+        assert list(new["slots"]) == list(old["slots"])
+        assert all(is_copied(value, after.input_text) for path, value in leaves(new).items() if path != ("intent",))
+        assert canonical_answer(after.answer, snips.task.answer_schema) == after.answer
+        assert len(after.input_text) - len(before.input_text) == sum(
+            len(leaves(new)[path]) - len(value) for path, value in leaves(old).items()
+        )
+        changed += after != before
+    assert changed > 1500
+
+
+def test_the_generator_decides_everything(snips: PreparedData) -> None:
+    values = values_by_key(snips.train)
+    runs = [
+        [swap_slot_values(row, values, generator) for row in snips.train[:200]]
+        for generator in (random.Random(3), random.Random(3), random.Random(4))
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def always_swap(row: Example, rows: list[Example]) -> set[str]:
+    """Everything that the input can become."""
+    values = values_by_key(rows)
+    return {swap_slot_values(row, values, random.Random(seed)).input_text for seed in range(60)}
+
+
+def test_values_come_from_the_same_key_of_answers_with_the_same_fixed_strings() -> None:
+    rows = [
+        example("play jazz", {"intent": "Play", "genre": "jazz"}),
+        example("play rock", {"intent": "Play", "genre": "rock"}),
+        example("read crime", {"intent": "Read", "genre": "crime"}),
+        example("read poems", {"intent": "Read", "genre": "poems"}),
+    ]
+    assert always_swap(rows[0], rows) == {"play jazz", "play rock"}
+    assert always_swap(rows[2], rows) == {"read crime", "read poems"}
+
+
+def test_values_that_stand_twice_or_overlap_or_have_no_substitute_stay() -> None:
+    rows = [
+        example("six or six", {"n": "six"}),
+        example("give five", {"n": "five"}),
+        example("the red car", {"whole": "red car", "part": "car"}),
+        example("the new bus", {"whole": "new bus", "part": "bus"}),
+        example("one of a kind", {"only": "one of a kind"}),
+    ]
+    assert always_swap(rows[0], rows) == {"six or six"}
+    assert always_swap(rows[2], rows) == {"the red car"}
+    assert always_swap(rows[4], rows) == {"one of a kind"}
+
+
+def test_lists_and_earlier_turns_are_kept_in_order() -> None:
+    rows = [
+        example("from rome to oslo", {"cities": ["rome", "oslo"]}),
+        example("from bonn to graz", {"cities": ["bonn", "graz"]}),
+    ]
+    values = values_by_key(rows)
+    for seed in range(40):
+        after = swap_slot_values(rows[0], values, random.Random(seed))
+        first, second = json.loads(after.answer)["cities"]
+        assert after.input_text == f"from {first} to {second}"
+        assert after.messages[0] == rows[0].messages[0]
+        assert after.source == rows[0].source
