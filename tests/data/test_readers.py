@@ -160,6 +160,27 @@ def test_encodings_are_told_apart(tmp_path: Path, codec: str, encoding: str) -> 
     assert repairs(file) == ([] if codec == "utf-8" else [(f"read as {encoding}", None)])
 
 
+@pytest.mark.parametrize(
+    ("text", "codec", "is_read"),
+    [
+        ("旅館的房間很乾淨，我們還會再來這個地方，服務人員對客人很好。" * 9, "gbk", True),
+        ("这家酒店的服务非常好。", "gb18030", True),
+        ("сегодня хорошая погода, завтра будет дождь и ветер\n" * 9, "cp1251", False),
+        ("오늘은날씨가좋습니다내일은비가올것같습니다그래서우산을가져가야합니다" * 9, "euc-kr", False),
+        ("Über größere Fläche schön grün müssen wir später früher würfeln\n" * 9, "latin-1", False),
+        ("今日は天気がいいです。明日は雨が降るでしょう。" * 9, "shift-jis", False),
+        ("今日は天気がいいです。明日は雨が降るでしょう。" * 9, "euc-jp", False),
+    ],
+)
+def test_only_chinese_is_taken_for_chinese(tmp_path: Path, text: str, codec: str, is_read: bool) -> None:
+    path = write(tmp_path, "a.txt", text.encode(codec))
+    if is_read:
+        assert read_rows(path).rows[0].values == text
+    else:
+        with pytest.raises(DataError, match="is not UTF-8, and the file is not GB18030"):
+            read_rows(path)
+
+
 def test_utf_16_without_a_mark_in_front_is_called_binary(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="NUL byte"):
         read_rows(write(tmp_path, "a.csv", "text,label\nhello,x\n".encode("utf-16-le")))
