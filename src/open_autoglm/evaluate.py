@@ -13,7 +13,7 @@ from open_autoglm.data import Example, encode_examples, load_examples
 from open_autoglm.errors import DataError
 from open_autoglm.metrics import perplexity, score_answers
 from open_autoglm.progress import ProgressBar
-from open_autoglm.storage import write_atomic
+from open_autoglm.storage import read_json, write_atomic
 from open_autoglm.task import Task
 
 if TYPE_CHECKING:
@@ -93,6 +93,13 @@ def answer_room(examples: Sequence[Example], tokenizer: Tokenizer) -> int:
     return int(longest * _ANSWER_ROOM) + 8
 
 
+def _room_of(folder: Path) -> int | None:
+    """What the build wrote down for the answers of its model."""
+    file = folder / "generation_config.json"
+    value = read_json(file).get("max_new_tokens") if file.is_file() else None
+    return value if isinstance(value, int) and value > 0 else None
+
+
 def _encodings(examples: Sequence[Example], tokenizer: Tokenizer) -> Any:
     return tokenizer.encode_batch([example.answer for example in examples], add_special_tokens=False)
 
@@ -127,7 +134,7 @@ def evaluate_bundle(
         LLM(opened.path, quantize=None if chosen == "float32" else chosen, dtype="float32") as llm,
         ProgressBar("eval", len(examples)) as bar,
     ):
-        room = answer_room(examples, read_tokenizer(opened.path))
+        room = _room_of(opened.path) or answer_room(examples, read_tokenizer(opened.path))
         evaluation, answers = evaluate_answers(llm, examples, opened.task, max_tokens=room, on_progress=bar.update)
     if answers_path is not None:
         rows = zip(examples, answers, strict=True)

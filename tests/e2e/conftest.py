@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+PLAN = ("--steps", "36", "--trials", "2")
 SNIPS = Path(__file__).parent.parent.parent / "examples" / "snips"
 
 
@@ -38,10 +39,10 @@ def last_json(output: str) -> dict:
 
 @pytest.fixture(scope="session")
 def small_snips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 600 / 60 / 40 rows of Snips."""
+    """A folder with 400 / 24 / 16 rows of Snips."""
     folder = tmp_path_factory.mktemp("small") / "snips"
     folder.mkdir()
-    for split, rows in (("train", 600), ("valid", 60), ("test", 40)):
+    for split, rows in (("train", 400), ("valid", 24), ("test", 16)):
         lines = (SNIPS / f"{split}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         (folder / f"{split}.jsonl").write_text("".join(lines[:rows]), encoding="utf-8")
     return folder
@@ -51,6 +52,6 @@ def small_snips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(small_snips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A run folder after a small build by steps, and what the build printed."""
     out = tmp_path_factory.mktemp("runs") / "small"
-    done = run_command("build", small_snips, "--out", out, "--steps", "60", "--trials", "3", "--json")
+    done = run_command("build", small_snips, "--out", out, *PLAN, "--json")
     assert done.returncode == 0, done.stderr
     return out, last_json(done.stdout)

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import open_autoglm
 from open_autoglm.bundle import open_bundle
 from open_autoglm.chat.messages import Message, Role
 from open_autoglm.chat.template import encode, render
 from open_autoglm.models.checkpoint import load_model
 from open_autoglm.models.glm import PackedSequences
 from open_autoglm.pipeline import read_events
-from tests.e2e.conftest import environment, last_json, run_command
+from tests.e2e.conftest import PLAN, environment, last_json, run_command
 
 KILLS = 10
 
@@ -32,7 +34,6 @@ def test_a_build_leaves_a_bundle_and_says_so(built: tuple[Path, dict]) -> None:
     bundle = open_bundle(out / "bundle")
     assert bundle.manifest.metrics == said["metrics"]
     assert {"test_exact_match", "test_valid_json", "valid_exact_match"} <= set(said["metrics"])
-    assert said["metrics"]["test_valid_json"] == 1.0
     lineage = bundle.manifest.lineage
     assert lineage["seed"] == 0
     assert set(lineage["versions"]) >= {"open_autoglm", "torch", "optuna", "tokenizers"}
@@ -65,22 +66,45 @@ def test_eval_gives_the_value_that_the_build_wrote(built: tuple[Path, dict], sma
     assert done.returncode == 0, done.stderr
     values = last_json(done.stdout)
     assert values["metric"] == "exact_match"
-    assert values["n"] == 40
+    assert values["n"] == 16
     assert values["value"] == said["metrics"]["test_exact_match"]
     assert values["metrics"]["field_f1"] == said["metrics"]["test_field_f1"]
+
+
+def test_every_answer_that_ended_fits_the_schema(built: tuple[Path, dict], small_snips: Path, tmp_path: Path) -> None:
+    """However little the model has learnt: what ends by itself is valid, only what is cut off may not be."""
+    bundle = open_bundle(built[0] / "bundle")
+    checker = Draft202012Validator(bundle.task.answer_schema)
+    with open_autoglm.LLM(bundle.path) as llm:
+        prompts = [json.loads(line)["prompt"] for line in (small_snips / "test.jsonl").read_text().splitlines()]
+        answers = llm.chat([[{"role": "user", "content": prompt}] for prompt in prompts], max_tokens=200)
+    ended = [(prompt, a.text) for prompt, a in zip(prompts, answers, strict=True) if a.finish_reason == "stop"]
+    assert ended
+    for prompt, text in ended:
+        answer = json.loads(text)
+        checker.validate(answer)
+        for value in answer["slots"].values():
+            if isinstance(value, str) and schema_of(bundle.task.answer_schema, answer, value).get("x-copied"):
+                assert value in prompt
+
+
+def schema_of(schema: dict, answer: dict, value: str) -> dict:
+    """The schema of the slot that holds `value`."""
+    name = next(key for key, held in answer["slots"].items() if held == value)
+    return schema["properties"]["slots"]["properties"][name]
 
 
 def test_the_same_command_again_is_done_at_once(built: tuple[Path, dict], small_snips: Path) -> None:
     out, said = built
     before = {path: path.stat().st_mtime_ns for path in (out / "bundle").rglob("*") if path.is_file()}
-    done = run_command("build", small_snips, "--out", out, "--steps", "60", "--trials", "3", "--json")
+    done = run_command("build", small_snips, "--out", out, *PLAN, "--json")
     assert done.returncode == 0, done.stderr
     assert last_json(done.stdout)["metrics"] == said["metrics"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_other_settings_on_the_same_folder_are_refused(built: tuple[Path, dict], small_snips: Path) -> None:
-    done = run_command("build", small_snips, "--out", built[0], "--steps", "61", "--trials", "3")
+    done = run_command("build", small_snips, "--out", built[0], "--steps", "37", "--trials", "2")
     assert done.returncode == 8
     assert "steps" in done.stderr
     assert "Traceback" not in done.stderr
@@ -91,15 +115,14 @@ def test_ten_kills_change_nothing(built: tuple[Path, dict], small_snips: Path, t
     """SIGKILL at ten random moments; then weights, trials and scores equal those of the undisturbed build."""
     whole, out = built[0], tmp_path / "small"
     command = [
-        sys.executable, "-m", "open_autoglm", "build", str(small_snips), "--out", str(out), "--steps", "60",
-        "--trials", "3", "--json",
+        sys.executable, "-m", "open_autoglm", "build", str(small_snips), "--out", str(out), *PLAN, "--json",
     ]  # fmt: skip
     generator = random.Random(20261121)
     kills = 0
     while kills < KILLS:
         process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            process.wait(timeout=generator.uniform(1.5, 9.0))
+            process.wait(timeout=generator.uniform(1.5, 8.0))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -115,7 +138,7 @@ def test_ten_kills_change_nothing(built: tuple[Path, dict], small_snips: Path, t
     assert open_bundle(out / "bundle").manifest.metrics == open_bundle(whole / "bundle").manifest.metrics
     assert trials(out) == trials(whole)
     finished = [event["trial"] for event in read_events(out) if event.get("event") == "trial_finished"]
-    assert sorted(set(finished)) == [0, 1, 2]
+    assert sorted(set(finished)) == [0, 1]
 
 
 def trials(out: Path) -> list[dict]:
@@ -124,7 +147,7 @@ def trials(out: Path) -> list[dict]:
 
 
 def test_a_second_process_is_refused_with_the_holders_name(small_snips: Path, tmp_path: Path) -> None:
-    arguments = ["build", str(small_snips), "--out", str(tmp_path / "run"), "--steps", "60", "--trials", "3"]
+    arguments = ["build", str(small_snips), "--out", str(tmp_path / "run"), *PLAN]
     first = subprocess.Popen(
         [sys.executable, "-m", "open_autoglm", *arguments],
         env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -18,6 +18,7 @@ from open_autoglm.models.checkpoint import INT8_FILE, load_config, load_model
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.search.leaderboard import Entry, Leaderboard
+from open_autoglm.storage import read_json, write_json
 from open_autoglm.targets import resolve_target
 from open_autoglm.version import __version__
 
@@ -36,6 +37,8 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
     shutil.copytree(context.folder / "compress", staging)
     config = load_config(staging)
     write_tokenizer(work.tokenizer, staging, max_length=config.max_position_embeddings)
+    generation = staging / "generation_config.json"
+    write_json(generation, {**read_json(generation), "max_new_tokens": payload["data"]["answer_room"]})
     valid_value = compressed["metric_after"] if weights == "int8" else compressed["metric_before"]
     metrics = {f"valid_{task.metric}": valid_value}
     if work.prepared.test:
