@@ -71,6 +71,8 @@ def canonical_example(example: Example, task: Task) -> Example:
         answer = example.answer.strip()
     else:
         return example
+    if answer == example.answer:
+        return example
     return replace(example, messages=(*example.prompt, replace(example.messages[-1], content=answer)))
 
 

@@ -43,7 +43,8 @@ def split_examples(
     size = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(examples))))
     chosen_valid = _every_nth(ordered, size, 0.75, set()) if valid else set[int]()
     chosen_test = _every_nth(ordered, size, 0.25, chosen_valid) if test else set[int]()
-    train = [example for index, example in enumerate(examples) if index not in chosen_valid | chosen_test]
+    held_out = chosen_valid | chosen_test
+    train = [example for index, example in enumerate(examples) if index not in held_out]
     return (
         train,
         [examples[index] for index in sorted(chosen_valid)],
