@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def data_command(
-    data: Annotated[Path, typer.Argument(help="The data file, or a folder with train.*, valid.* and test.*.")],
+    data: Annotated[Path, typer.Argument(help="The data file, or a folder with `train.*`, `valid.*`, `test.*`.")],
     more_columns: Annotated[
         list[str] | None, typer.Argument(metavar="[ROLE=NAME]...", help="More pairs for --columns.", show_default=False)
     ] = None,
