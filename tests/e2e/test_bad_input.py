@@ -46,7 +46,7 @@ def test_words_that_are_not_known(small_snips: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train = small_snips / "train.jsonl"
     fails("build", train, "--out", out, "--task", "extracton", code=2, saying="extraction")
-    fails("build", train, "--out", out, "--columns", "input=promt", "output=response", code=2, saying="")
+    fails("build", train, "--out", out, "--columns", "input=promt,output=response", code=2, saying="prompt")
     fails("data", train, "--columns", "input=promt output=response", code=2, saying="prompt")
     fails("build", train, "--out", out, "--target", "toaster", code=2, saying="toaster")
     fails("build", train, "--out", out, "--budget", "soon", code=2, saying="15m")

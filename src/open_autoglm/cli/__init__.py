@@ -7,8 +7,8 @@ import json
 import os
 import sys
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from open_autoglm.errors import OpenAutoGLMError
 
@@ -20,7 +20,6 @@ def create_app() -> typer.Typer:
     app = typer.Typer(
         name="open-autoglm",
         help="From a file of data to a served language model of the GLM family.",
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
@@ -35,16 +34,16 @@ def main() -> None:
     """Run the command line. Faults that we know are one clear line on stderr, and an exit code of their own."""
     wants_json = "--json" in sys.argv[1:]
     try:
-        code = create_app()(standalone_mode=False)
+        code = create_app()(sys.argv[1:] or ["--help"], standalone_mode=False)
     except OpenAutoGLMError as error:
         _complain(str(error), type(error).__name__, wants_json)
         raise SystemExit(error.exit_code) from None
-    except click.ClickException as error:
-        if isinstance(error, click.UsageError) and error.ctx is not None:
-            print(error.ctx.get_usage(), file=sys.stderr)  # noqa: T201
-        _complain(error.format_message(), "UsageError", wants_json)
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        advice = "" if context is None else f" (see {context.command_path} --help)"
+        _complain(error.format_message().rstrip(".") + advice, "UsageError", wants_json)
         raise SystemExit(error.exit_code) from None
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("stopped", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from None
     except BrokenPipeError:

@@ -13,7 +13,6 @@ from typing import Final, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from open_autoglm.errors import CheckpointError, StorageError
@@ -26,7 +25,8 @@ from open_autoglm.models.quantized_linear import (
     int4_group_size,
     round_to_int8,
 )
-from open_autoglm.storage import read_json, replacing, write_json
+from open_autoglm.models.tensor_file import write_tensors
+from open_autoglm.storage import read_json, write_json
 
 Weights = Literal["float32", "int8", "int4"]
 WEIGHTS: Final[tuple[str, ...]] = ("float32", "int8", "int4")
@@ -100,7 +100,7 @@ def save_model(model: GlmForCausalLM, folder: Path) -> None:
     tensors = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    _write_tensors(tensors, folder / WEIGHTS_FILE)
+    write_tensors(tensors, folder / WEIGHTS_FILE)
     config = model.config.to_hf()
     write_json(folder / CONFIG_FILE, config)
     generation = {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"], "do_sample": False}
@@ -113,7 +113,7 @@ def save_int8(model: GlmForCausalLM, folder: Path) -> Path:
     if model.config.tie_word_embeddings:
         for name in ("lm_head.weight", "lm_head.scale"):
             del tensors[name]
-    _write_tensors(tensors, folder / INT8_FILE)
+    write_tensors(tensors, folder / INT8_FILE)
     return folder / INT8_FILE
 
 
@@ -217,11 +217,3 @@ def _explained(file: Path) -> Iterator[None]:
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     with _explained(file), safe_open(file, framework="pt", device="cpu") as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-
-
-def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise StorageError(f"cannot write {path}: {error}") from None

@@ -32,6 +32,8 @@ from open_autoglm.train.trainer import ExampleSource, Schedule, Trainer
 
 _STUDY: Final = "build"
 _FAILED_LOSS: Final = 1e9
+_CHALLENGE_MARGIN: Final = 0.1
+"""The share of the first trial's validation loss by which another must be lower to take its place."""
 
 
 @dataclass(frozen=True)
@@ -196,11 +198,18 @@ class Tuner:
         )
 
     def _best_trial(self) -> optuna.trial.FrozenTrial | None:
-        """The completed trial of lowest validation loss, or if none completed, the pruned one."""
+        """The completed trial of lowest validation loss, or if none completed, the pruned one.
+
+        The first trial, whose parameters are known to hold up over long training, gives way only to one that is
+        clearly ahead: early losses favour models that learn fast and end low.
+        """
         for state in (TrialState.COMPLETE, TrialState.PRUNED):
             trials = self._study.get_trials(deepcopy=False, states=(state,))
             if trials:
-                return min(trials, key=lambda trial: (trial.user_attrs["valid_loss"], trial.number))
+                best = min(trials, key=lambda trial: (trial.user_attrs["valid_loss"], trial.number))
+                first = trials[0]
+                ahead = best.user_attrs["valid_loss"] < (1 - _CHALLENGE_MARGIN) * first.user_attrs["valid_loss"]
+                return first if first.number == 0 and not ahead else best
         return None
 
     def _drop_checkpoints_but_best(self) -> None:

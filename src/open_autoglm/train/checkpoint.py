@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from open_autoglm.errors import CheckpointError, StorageError
+from open_autoglm.errors import CheckpointError
 from open_autoglm.models.glm import GlmForCausalLM
-from open_autoglm.storage import replacing
+from open_autoglm.models.tensor_file import write_tensors
 
 
 @dataclass
@@ -45,11 +44,7 @@ def save_checkpoint(
         for key, value in (optimizer.state.get(parameter, {}) if optimizer is not None else {}).items():
             tensors[f"optimizer.{key}.{name}"] = value.detach().float()
     metadata = {"progress": json.dumps(asdict(progress)), "config": json.dumps(model.config.to_dict())}
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise StorageError(f"cannot write {path}: {error}") from None
+    write_tensors(tensors, path, metadata)
 
 
 def load_checkpoint(path: Path, model: GlmForCausalLM, optimizer: torch.optim.Optimizer | None) -> Progress:
