@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.engine.tiny_bundle import EXTRACTION, make_bundle, make_config, make_model, make_tokenizer
 from tokenizers import Tokenizer
 
 from open_autoglm.engine import LLM
 from open_autoglm.models.glm import GlmForCausalLM
+from tests.engine.tiny_bundle import EXTRACTION, make_bundle, make_config, make_model, make_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLTokenizer
-from tests.engine.tiny_bundle import LINES
 from tokenizers import Tokenizer
 
 from open_autoglm.chat.template import encode_text
 from open_autoglm.engine.detokenizer import Detokenizer, Vocabulary
+from tests.engine.tiny_bundle import LINES
 
-TEXT = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(LINES + ["😀🇩🇪", "é", "晴"]), max_size=4).map("".join))
+TEXT = st.one_of(st.text(max_size=40), st.lists(st.sampled_from([*LINES, "😀🇩🇪", "é", "晴"]), max_size=4).map("".join))
 
 
 @pytest.fixture(scope="module")

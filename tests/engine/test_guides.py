@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.engine.test_task_grammar import dump, takes, wander
 from tokenizers import Tokenizer
 
 from open_autoglm.chat.template import encode_text, stop_token_ids
 from open_autoglm.engine.guides import GuideCompiler, GuideSpec
 from open_autoglm.engine.response_format import guide_of_response_format
 from open_autoglm.errors import RequestError
+from tests.engine.test_task_grammar import dump, takes, wander
 
 SCHEMA = {
     "type": "object",
@@ -83,7 +83,7 @@ BOMBS: list[tuple[str, Any]] = [
     ("json_schema", {"enum": ["x" * 100_000]}),
     ("grammar", "start: start"),
     ("grammar", "start: start start | start"),
-    ("grammar", "start: a{1,100000}\na: b{1,100000}\nb: c{1,100000}\nc: \"c\""),
+    ("grammar", 'start: a{1,100000}\na: b{1,100000}\nb: c{1,100000}\nc: "c"'),
     ("grammar", "start: ((("),
     ("grammar", "start: r0\n" + "\n".join(f"r{index}:r{index + 1}" for index in range(1200)) + '\nr1200: "x"'),
     ("regex", "a?" * 8000),

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engine.tiny_bundle import CLASSIFICATION, EXTRACTION, LINES
 from tokenizers import Tokenizer
 
 from open_autoglm.chat.template import encode_text, stop_token_ids
@@ -19,6 +18,7 @@ from open_autoglm.engine.guides import Guide, GuideCompiler
 from open_autoglm.engine.task_grammar import compile_task_guide, split_words
 from open_autoglm.errors import ConfigurationError, RequestError
 from open_autoglm.task import Task, TaskKind
+from tests.engine.tiny_bundle import CLASSIFICATION, EXTRACTION, LINES
 
 RICH = {
     "type": "object",
@@ -34,7 +34,11 @@ RICH = {
         "place": {"anyOf": [{"type": "string", "x-copied": True}, {"type": "null"}]},
         "inner": {
             "type": "object",
-            "properties": {"x": {"type": "string"}, "y": {"type": ["integer", "null"]}, "z": {"const": [1, {"k": "v"}]}},
+            "properties": {
+                "x": {"type": "string"},
+                "y": {"type": ["integer", "null"]},
+                "z": {"const": [1, {"k": "v"}]},
+            },
             "required": ["y"],
             "additionalProperties": False,
         },
@@ -92,9 +96,7 @@ def words(text: str) -> st.SearchStrategy[str]:
 
 def any_answer(text: str) -> st.SearchStrategy[Any]:
     finite = st.floats(-1e12, 1e12, allow_nan=False).filter(lambda number: "." in repr(number))
-    inner = st.fixed_dictionaries(
-        {}, optional={"x": st.text(max_size=5), "z": st.just([1, {"k": "v"}])}
-    ).flatmap(
+    inner = st.fixed_dictionaries({}, optional={"x": st.text(max_size=5), "z": st.just([1, {"k": "v"}])}).flatmap(
         lambda chosen: st.one_of(st.none(), st.integers(-(10**17), 10**17)).map(
             lambda y: {key: {**chosen, "y": y}[key] for key in ("x", "y", "z") if key in {**chosen, "y": y}}
         )

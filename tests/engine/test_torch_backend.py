@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The torch backend gives transformers' logits, however the tokens are cut into steps and mixed in batches."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from tests.engine.tiny_bundle import make_config, make_model
 
 from open_autoglm.engine.backends import load_backend
 from open_autoglm.engine.backends.torch_backend import TorchBackend
@@ -19,6 +20,7 @@ from open_autoglm.engine.scheduler import Chunk, Sequence
 from open_autoglm.errors import EngineError
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.glm import GlmForCausalLM
+from tests.engine.tiny_bundle import make_config, make_model
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -125,3 +127,15 @@ def test_unknown_backends_dtypes_and_threads_are_refused(tmp_path: Any) -> None:
         load_backend("torch", tmp_path, dtype="bfloat16", weights="int8")
     with pytest.raises(EngineError, match="threads"):
         load_backend("torch", tmp_path, threads=0)
+
+
+def test_without_pytorch_it_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from open_autoglm.engine.backends import load_backend\n"
+        "load_backend('torch', Path('.'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "EngineError: the torch backend needs PyTorch" in done.stderr
+    assert "pip install 'open-autoglm[build]'" in done.stderr

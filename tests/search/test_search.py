@@ -145,7 +145,7 @@ def test_a_search_killed_again_and_again_equals_one_that_was_not(tmp_path: Path)
     generator = np.random.default_rng(4)
     kills = 0
     while True:
-        fatal = int(generator.integers(3, 30))
+        fatal = int(generator.integers(3, 16))
         try:
             pieces, best_of_pieces = run_search(tmp_path / "pieces", lambda call, fatal=fatal: call == fatal)
             break

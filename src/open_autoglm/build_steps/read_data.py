@@ -10,7 +10,7 @@ from typing import Final
 from open_autoglm.build_steps.workspace import optional_path, say, with_result
 from open_autoglm.bundle.huggingface import read_tokenizer
 from open_autoglm.chat.template import CONTROL_TOKENS
-from open_autoglm.data import TokenizedExamples, encode_examples, prepare, train_tokenizer
+from open_autoglm.data import encode_examples, prepare, train_tokenizer
 from open_autoglm.errors import CheckpointError
 from open_autoglm.evaluate import answer_room
 from open_autoglm.models.checkpoint import load_config
@@ -33,16 +33,20 @@ def read_data(packet: Packet, context: StageContext) -> Packet:
         seed=settings["seed"],
     )
     folder = context.folder / "data"
-    prepared.save(folder)
     base = optional_path(settings["base"])
     tokenizer = read_tokenizer(base) if base is not None else train_tokenizer(prepared.train, prepared.task)
     if base is not None and (missing := [token for token in CONTROL_TOKENS if tokenizer.token_to_id(token) is None]):
         raise CheckpointError(f"{base}: its tokenizer has no token '{missing[0]}', which GLM's chat format needs")
     longest = _MAX_LENGTH if base is None else min(_MAX_LENGTH, load_config(base).max_position_embeddings)
-    for name, examples in (("train", prepared.train), ("valid", prepared.valid)):
-        encode_examples(examples, tokenizer, prepared.task, max_length=longest).save(folder / f"{name}.tokens")
+    encoded = {
+        name: encode_examples(examples, tokenizer, prepared.task, max_length=longest)
+        for name, examples in (("train", prepared.train), ("valid", prepared.valid))
+    }
+    prepared = prepared.with_shortened(encoded)
+    prepared.save(folder)
+    encoded["train"].save(folder / "train.tokens")
     write_atomic(folder / "tokenizer.json", tokenizer.to_str())
-    lengths = TokenizedExamples.load(folder / "train.tokens").lengths
+    lengths = encoded["train"].lengths
     summary = {
         "task": prepared.task.kind.value,
         "confidence": prepared.report.confidence,

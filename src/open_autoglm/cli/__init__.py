@@ -33,6 +33,8 @@ def create_app() -> typer.Typer:
 def main() -> None:
     """Run the command line. Faults that we know are one clear line on stderr, and an exit code of their own."""
     wants_json = "--json" in sys.argv[1:]
+    # Before torch is loaded: OpenMP's threads otherwise keep a core from the work that they wait for.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         code = create_app()(sys.argv[1:] or ["--help"], standalone_mode=False)
     except OpenAutoGLMError as error:

@@ -22,7 +22,10 @@ def register(app: typer.Typer) -> None:
 
 
 def build_command(
-    data: Annotated[Path, typer.Argument(help="The data file, or a folder with train.*, valid.* and test.*.")],
+    data: Annotated[Path, typer.Argument(help="The data file, or a folder with `train.*`, `valid.*` and `test.*`.")],
+    more_columns: Annotated[
+        list[str] | None, typer.Argument(metavar="[ROLE=NAME]...", help="More pairs for --columns.", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/NAME by default. The same command again continues it.")
     ] = None,
@@ -53,7 +56,7 @@ def build_command(
         valid=valid,
         test=test,
         task=task,
-        columns=parse_columns(columns or []),
+        columns=parse_columns([*(columns or []), *(more_columns or [])]),
         base=base,
         target=target,
         budget=budget,

@@ -21,6 +21,9 @@ def register(app: typer.Typer) -> None:
 def eval_command(
     bundle: Annotated[Path, typer.Argument(help="The bundle folder.")],
     data: Annotated[Path, typer.Argument(help="A file of the same shape as the training data.")],
+    more_columns: Annotated[
+        list[str] | None, typer.Argument(metavar="[ROLE=NAME]...", help="More pairs for --columns.", show_default=False)
+    ] = None,
     columns: Annotated[
         list[str] | None, typer.Option(help="Which columns to use: input=NAME output=NAME. May be repeated.")
     ] = None,
@@ -35,7 +38,7 @@ def eval_command(
     from open_autoglm.evaluate import evaluate_bundle
 
     evaluation = evaluate_bundle(
-        bundle, data, columns=parse_columns(columns or []), weights=weights, answers_path=answers
+        bundle, data, columns=parse_columns([*(columns or []), *(more_columns or [])]), weights=weights, answers_path=answers
     )
     if as_json:
         print_json(evaluation.to_dict())

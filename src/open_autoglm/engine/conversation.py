@@ -40,7 +40,7 @@ def to_messages(conversation: Conversation) -> list[Message]:
         try:
             role = Role.of(str(item.get("role", "")))
         except DataError as error:
-            raise RequestError(str(error), f"{place}.role") from None
+            raise RequestError(f"{place}.role: {error}", f"{place}.role") from None
         content = check_text(_joined(item.get("content"), f"{place}.content"), f"{place}.content")
         metadata = check_text(item.get("metadata", ""), f"{place}.metadata")
         messages.append(Message(role, content, metadata))

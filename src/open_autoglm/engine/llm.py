@@ -184,6 +184,7 @@ class LLM:
         *,
         guided: bool = True,
         response_format: Mapping[str, Any] | None = None,
+        on_error: Literal["raise", "return"] = "raise",
         sampling_params: SamplingParams | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Completion: ...
@@ -195,6 +196,7 @@ class LLM:
         *,
         guided: bool = True,
         response_format: Mapping[str, Any] | None = None,
+        on_error: Literal["raise", "return"] = "raise",
         sampling_params: SamplingParams | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Completion]: ...
@@ -205,6 +207,7 @@ class LLM:
         *,
         guided: bool = True,
         response_format: Mapping[str, Any] | None = None,
+        on_error: Literal["raise", "return"] = "raise",
         sampling_params: SamplingParams | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Completion | list[Completion]:
@@ -212,6 +215,8 @@ class LLM:
 
         messages: a user's text, or messages as `Message` or `{"role", "content"}`; or a list of such.
         guided: keep the answer to the form of the bundle's task. response_format: OpenAI's, instead of that.
+        on_error: `return` gives a conversation that is refused, such as one that is too long, an empty completion
+        with `finish_reason` "error", so that the others of a list are answered.
         Raises RequestError for an invalid conversation or parameter.
         """
         params = _params(sampling_params, sampling, self.default_temperature)
@@ -221,7 +226,16 @@ class LLM:
         elif guided and has_task_guide(self.task):
             guide = "task"
         conversations, is_list = _conversations(messages)
-        completions = self._complete([self.chat_request(item, params, guide) for item in conversations])
+        requests: list[Request | Completion] = []
+        for item in conversations:
+            try:
+                requests.append(self.chat_request(item, params, guide))
+            except RequestError as error:
+                if on_error == "raise":
+                    raise
+                requests.append(Completion("", (), "error", prompt_tokens=0, error=str(error)))
+        answered = iter(self._complete([item for item in requests if isinstance(item, Request)]))
+        completions = [next(answered) if isinstance(item, Request) else item for item in requests]
         return completions if is_list else completions[0]
 
     def chat_request(
@@ -330,6 +344,8 @@ def _token_rows(value: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int
 def _conversations(messages: Conversation | Sequence[Conversation]) -> tuple[list[Conversation], bool]:
     if isinstance(messages, str):
         return [messages], False
-    if messages and all(isinstance(item, Message | Mapping) for item in messages):
+    if not messages:
+        raise RequestError("messages must have at least one message", "messages")
+    if all(isinstance(item, Message | Mapping) for item in messages):
         return [messages], False  # pyright: ignore[reportReturnType]
     return list(messages), True  # pyright: ignore[reportReturnType]

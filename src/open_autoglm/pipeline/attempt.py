@@ -21,6 +21,9 @@ from open_autoglm.pipeline.packet import Packet
 from open_autoglm.pipeline.specification import StageSpecification
 from open_autoglm.storage import explained, read_json, write_json
 
+_ENVIRONMENT: Final = {"GOMP_SPINCOUNT": "20000"}
+"""OpenMP's threads otherwise wait for each other at full speed, which on a shared core stops the work they wait for."""
+
 _PYTHON_PATH: Final = "PYTHONPATH"
 
 
@@ -142,6 +145,7 @@ class AttemptRunner:
                 pass_fds=(life_read, exit_write, self.lock),
                 start_new_session=True,
                 env={
+                    **_ENVIRONMENT,
                     **os.environ,
                     _PYTHON_PATH: os.pathsep.join(Path(entry or ".").resolve().as_posix() for entry in sys.path),
                 },

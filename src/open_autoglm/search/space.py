@@ -19,13 +19,13 @@ _FEED_FORWARD_STEP: Final = 32
 
 DEFAULT_PARAMETERS: Final[dict[str, Any]] = {
     "architecture": "GlmForCausalLM",
-    "layers": 4,
+    "layers": 3,
     "hidden_steps": 6,
     "key_value_sharing": 2,
     "feed_forward_ratio": 2.5,
     "partial_rotary_factor": 0.5,
     "learning_rate": 2e-3,
-    "tokens_per_batch": 1024,
+    "tokens_per_batch": 512,
     "weight_decay": 0.1,
     "dropout": 0.0,
 }
