@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real server on a real port, in a thread: one for each kind of model."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from open_autoglm.engine import LLM
+from open_autoglm.engine.engine_thread import EngineThread
+from open_autoglm.serve.app import create_app
+from open_autoglm.serve.settings import ServeSettings, open_socket
+from tests.engine.tiny_bundle import CLASSIFICATION, DIALOGUE, EXTRACTION, make_bundle
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server and ways to reach it."""
+
+    url: str
+    port: int
+    engine: EngineThread
+    llm: LLM
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 30, **options}
+        )
+
+    def post(self, body: Any = None, **options: Any) -> httpx.Response:
+        options.setdefault("timeout", 30)
+        if body is not None:
+            options["json"] = body
+        return httpx.post(f"{self.url}/v1/chat/completions", **options)
+
+    def wait_until_idle(self) -> None:
+        """Raise unless the engine has let everything go within five seconds."""
+        for _ in range(500):
+            stats = self.engine.stats
+            if not (stats.num_running or stats.num_waiting or self.engine.num_open):
+                assert stats.free_blocks == stats.total_blocks
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"still busy: {self.engine.stats}, {self.engine.num_open} open")
+
+
+@contextlib.contextmanager
+def serving(bundle: Path, **options: Any) -> Iterator[Running]:
+    """Serve a bundle on a free port until the block ends."""
+    settings = ServeSettings(port=0, **options)
+    with open_socket(settings) as listener, LLM(bundle) as llm:
+        app = create_app(llm, settings)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        port = listener.getsockname()[1]
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            yield Running(f"http://127.0.0.1:{port}", port, app.state.engine, llm)
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def extraction_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("extraction"), EXTRACTION)
+
+
+@pytest.fixture(scope="session")
+def extractor(extraction_bundle: Path) -> Iterator[Running]:
+    with serving(extraction_bundle) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Answers freely, and has a small body limit and choice limit."""
+    folder = make_bundle(tmp_path_factory.mktemp("dialogue"), DIALOGUE, name="talker")
+    with serving(folder, max_body=50_000, max_choices=8, max_generated=1500) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(make_bundle(tmp_path_factory.mktemp("classes"), CLASSIFICATION)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find
