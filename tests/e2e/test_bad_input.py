@@ -4,6 +4,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,15 @@ def test_what_is_not_a_bundle(built: tuple[Path, dict], tmp_path: Path) -> None:
     weights.write_bytes(content)
     for command in (["inspect", copy], ["serve", copy], ["eval", copy, built[0]], ["chat", copy]):
         fails(*command, code=5, saying="int8.safetensors")
+
+
+def test_a_port_in_use_is_named(built: tuple[Path, dict]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        stderr = fails("serve", built[0] / "bundle", "--port", port, code=2, saying=port)
+    assert "--port" in stderr
 
 
 def test_json_mode_gives_the_error_as_json_too(tmp_path: Path) -> None:

@@ -38,7 +38,11 @@ def eval_command(
     from open_autoglm.evaluate import evaluate_bundle
 
     evaluation = evaluate_bundle(
-        bundle, data, columns=parse_columns([*(columns or []), *(more_columns or [])]), weights=weights, answers_path=answers
+        bundle,
+        data,
+        columns=parse_columns([*(columns or []), *(more_columns or [])]),
+        weights=weights,
+        answers_path=answers,
     )
     if as_json:
         print_json(evaluation.to_dict())
