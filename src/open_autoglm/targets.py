@@ -13,6 +13,7 @@ from open_autoglm.errors import ConfigurationError
 
 KNOWN_TARGETS: Final = ("cpu",)
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_SHARE: Final = Path("/sys/fs/cgroup/cpu.max")
 _INTERESTING: Final = (
     "avx2",
     "avx512f",
@@ -56,8 +57,13 @@ def resolve_target(name: str = "cpu") -> Target:
 
 
 def usable_cores() -> int:
-    """How many processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may run on, its affinity and the control group's share respected."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CGROUP_SHARE.read_text().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores
 
 
 def memory_bytes() -> int:

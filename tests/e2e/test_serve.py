@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from openai import NotFoundError, OpenAI
+
 from tests.e2e.conftest import environment, run_command
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import optuna
+import torch
 
-from open_autoglm.build_steps.workspace import Workspace, say, with_result
+from open_autoglm.build_steps.workspace import Workspace, say, use_threads, with_result
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.progress import ProgressBar
 from open_autoglm.search.baselines import score_baselines
@@ -18,6 +19,7 @@ from open_autoglm.search.plan import Plan, plan_by_steps, plan_by_time, training
 from open_autoglm.search.space import SearchSpace
 from open_autoglm.search.tuner import Tuner, measure_flops_per_second
 from open_autoglm.storage import read_json, write_json
+from open_autoglm.targets import usable_cores
 from open_autoglm.train.trainer import FixedExamples
 
 _TRIAL_SCORE_EXAMPLES: Final = 100
@@ -36,6 +38,7 @@ def search_models(packet: Packet, context: StageContext) -> Packet:
         say(f"search: baseline {entry.name}: {task.metric} {entry.score:.4f}")
     space = work.space()
     plan = _plan(work, space, folder, time.monotonic() - started)
+    use_threads(plan.threads)
     with ProgressBar("search", plan.trials) as bar:
         tuner = Tuner(
             folder,
@@ -87,9 +90,13 @@ def _plan(work: Workspace, space: SearchSpace, folder: Path, spent: float) -> Pl
         started = time.monotonic()
         default = space.suggest(optuna.trial.FixedTrial(space.defaults()))
         per_token = training_flops(default.config, work.mean_length)
-        rate = measure_flops_per_second(
-            work.make_model(default), default.settings, FixedExamples(work.train), per_token, folder / "speed"
-        )
+        rates: dict[int, float] = {}
+        for threads in sorted({1, usable_cores()}):
+            torch.set_num_threads(threads)
+            rates[threads] = measure_flops_per_second(
+                work.make_model(default), default.settings, FixedExamples(work.train), per_token, folder / "speed"
+            )
+        threads, rate = max(rates.items(), key=lambda item: item[1])
         plan = plan_by_time(
             budget=settings["budget"],
             elapsed=work.summary["seconds"] + spent + time.monotonic() - started,
@@ -97,10 +104,11 @@ def _plan(work: Workspace, space: SearchSpace, folder: Path, spent: float) -> Pl
             step_flops=per_token * default.settings.tokens_per_batch,
             epoch_flops=per_token * work.summary["tokens"],
             trials=settings["trials"],
+            threads=threads,
         )
         say(
-            f"search: {rate / 1e9:.0f} GFLOP/s here; at most {plan.trials} trials in {plan.search_seconds:.0f} s, "
-            f"then {plan.train_seconds:.0f} s for the winner"
+            f"search: {rate / 1e9:.0f} GFLOP/s here with {threads} threads; "
+            f"at most {plan.trials} trials in {plan.search_seconds:.0f} s, then {plan.train_seconds:.0f} s for the winner"
         )
     write_json(path, plan.to_dict())
     return plan

@@ -7,7 +7,14 @@ import shutil
 import time
 from typing import Any, Final
 
-from open_autoglm.build_steps.workspace import SCORE_EXAMPLES, STEP_START_SECONDS, Workspace, say, with_result
+from open_autoglm.build_steps.workspace import (
+    SCORE_EXAMPLES,
+    STEP_START_SECONDS,
+    Workspace,
+    say,
+    use_threads,
+    with_result,
+)
 from open_autoglm.models.checkpoint import save_model
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.pipeline import Packet, StageContext
@@ -29,6 +36,7 @@ def train_winner(packet: Packet, context: StageContext) -> Packet:
     found = packet.payload["search"]
     candidate = Candidate(ModelConfig.from_dict(found["config"]), TrainingSettings(**found["training"]))
     plan = Plan(**found["plan"])
+    use_threads(plan.threads)
     folder = context.folder / "train"
     checkpoint = folder / "checkpoint.safetensors"
     if not checkpoint.exists():

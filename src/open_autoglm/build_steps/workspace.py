@@ -117,6 +117,12 @@ def optional_path(value: str | None) -> Path | None:
     return None if value is None else Path(value)
 
 
+def use_threads(threads: int | None) -> None:
+    """Let PyTorch use so many threads in this process; its own choice for None."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def say(text: str) -> None:
     """A line on stderr."""
     ProgressBar("", 1).say(text)

@@ -34,7 +34,8 @@ class Plan:
     trials: how many to start. trial_flops: floating-point operations of one full trial; None when steps are given.
     trial_steps: optimiser steps of one full trial; None when time is given.
     search_seconds, train_seconds: the time for both; None when steps are given. train_steps: the steps of the
-    winner, counted from its first as a trial; None when time is given.
+    winner, counted from its first as a trial; None when time is given. threads: of one model's training, those that
+    were measured to be fastest; None for PyTorch's own choice.
     """
 
     trials: int
@@ -43,6 +44,7 @@ class Plan:
     search_seconds: float | None
     train_seconds: float | None
     train_steps: int | None
+    threads: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `Plan(**values)` reads it back."""
@@ -87,6 +89,7 @@ def plan_by_time(
     step_flops: float,
     epoch_flops: float,
     trials: int | None,
+    threads: int | None = None,
 ) -> Plan:
     """Divide what is left of `budget` seconds after `elapsed`.
 
@@ -115,6 +118,7 @@ def plan_by_time(
         search_seconds=search_seconds,
         train_seconds=train_seconds,
         train_steps=None,
+        threads=threads,
     )
 
 

@@ -234,9 +234,7 @@ def measure_flops_per_second(
     """How fast this machine trains such a model: among some real steps after two to warm up, a fast one.
 
     Other work on the machine makes steps slower and never faster, so the 80th percentile of their speeds is nearer to
-    what the coming minutes allow than their mean.
-
-    The model is changed by it; `folder` receives nothing.
+    what the coming minutes allow than their mean. The model is changed by it; `folder` receives nothing.
     """
     trainer = Trainer(model, settings, source, source.epoch(0), folder)
     marks: list[tuple[float, int]] = []
