@@ -50,7 +50,8 @@ def evaluate_answers(
 ) -> tuple[Evaluation, list[str]]:
     """Let the engine answer every example, greedily and under the task's guide, and score the answers.
 
-    max_tokens: of one answer. on_progress: called with how many are answered.
+    max_tokens: of one answer. An example that the model cannot take, such as one longer than its context, counts as
+    answered wrongly. on_progress: called with how many are answered.
     Returns the scores and the answers. Raises DataError when there are no examples.
     """
     if not examples:
@@ -59,7 +60,7 @@ def evaluate_answers(
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
         prompts = [list(example.prompt) for example in batch]
-        completions = llm.chat(prompts, temperature=0.0, max_tokens=max_tokens)
+        completions = llm.chat(prompts, temperature=0.0, max_tokens=max_tokens, on_error="return")
         answers.extend(completion.text for completion in completions)
         if on_progress is not None:
             on_progress(len(answers))

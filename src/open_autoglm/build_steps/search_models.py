@@ -107,8 +107,8 @@ def _plan(work: Workspace, space: SearchSpace, folder: Path, spent: float) -> Pl
             threads=threads,
         )
         say(
-            f"search: {rate / 1e9:.0f} GFLOP/s here with {threads} threads; "
-            f"at most {plan.trials} trials in {plan.search_seconds:.0f} s, then {plan.train_seconds:.0f} s for the winner"
+            f"search: {rate / 1e9:.0f} GFLOP/s here with {threads} threads; at most {plan.trials} trials in "
+            f"{plan.search_seconds:.0f} s, then {plan.train_seconds:.0f} s for the winner"
         )
     write_json(path, plan.to_dict())
     return plan

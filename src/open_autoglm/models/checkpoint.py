@@ -6,14 +6,15 @@ Nothing is unpickled and no code of a checkpoint is run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from open_autoglm.errors import CheckpointError, StorageError
 from open_autoglm.models.config import ModelConfig
@@ -70,14 +71,12 @@ def load_model(folder: Path, *, weights: str = "float32") -> GlmForCausalLM:
         raise CheckpointError(f"unknown weights '{weights}'; choose one of: {', '.join(WEIGHTS)}")
     config = load_config(folder)
     if weights == "int8" and (folder / INT8_FILE).is_file():
-        with torch.device("meta"):
-            model = GlmForCausalLM(config)
+        model = _empty_model(config)
         tensors = _read_tensors(folder / INT8_FILE)
         _install_int8(model, tensors)
         _assign(model, tensors, str(folder / INT8_FILE))
         return model.eval()
-    with torch.device("meta"):
-        model = GlmForCausalLM(config)
+    model = _empty_model(config)
     tensors = {}
     for file in _weight_files(folder):
         for name, tensor in _read_tensors(file).items():
@@ -135,6 +134,23 @@ def quantize_in_place(model: GlmForCausalLM, weights: str) -> GlmForCausalLM:
                 if isinstance(linear, nn.Linear):
                     setattr(block, name, _quantized(linear, weights))
     return model
+
+
+class _WithoutRandomNumbers(TorchFunctionMode):
+    """Leaves new tensors as they are: on the meta device filling them would load a second of compiler for nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.Tensor.uniform_, torch.Tensor.normal_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _empty_model(config: ModelConfig) -> GlmForCausalLM:
+    """The layers with their shapes and no memory, to be given tensors."""
+    with torch.device("meta"), _WithoutRandomNumbers():
+        return GlmForCausalLM(config)
 
 
 def _quantized(linear: nn.Linear, weights: str) -> nn.Module:
