@@ -80,7 +80,7 @@ def test_every_proposal_is_a_valid_model(seed: int) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     candidate = make_space().suggest(study.ask())
     assert candidate.config.hidden_size == candidate.config.num_attention_heads * candidate.config.head_dim
-    assert 1e-3 <= candidate.settings.learning_rate <= 6e-3
+    assert 1e-3 <= candidate.settings.learning_rate <= 4e-3
 
 
 def test_the_first_trial_is_inside_the_space_and_a_base_keeps_its_architecture() -> None:

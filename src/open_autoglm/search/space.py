@@ -13,8 +13,8 @@ from open_autoglm.task import Task, TaskKind
 from open_autoglm.train.settings import TrainingSettings
 
 _HEAD_DIM: Final = 32
-_LAYERS: Final = (2, 6)
-_HIDDEN_STEPS: Final = (3, 12)
+_LAYERS: Final = (3, 6)
+_HIDDEN_STEPS: Final = (5, 10)
 _FEED_FORWARD_STEP: Final = 32
 
 DEFAULT_PARAMETERS: Final[dict[str, Any]] = {
@@ -73,15 +73,15 @@ class SearchSpace:
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Candidate:
         """Ask the trial for each parameter, in a fixed order, and build what they describe."""
-        low, high = (2e-6, 2e-4) if self.base is not None else (1e-3, 6e-3)
+        low, high = (2e-6, 2e-4) if self.base is not None else (1e-3, 4e-3)
         config = self.base or self._suggest_architecture(trial)
         settings = TrainingSettings(
             learning_rate=trial.suggest_float("learning_rate", low, high, log=True),
             tokens_per_batch=trial.suggest_categorical("tokens_per_batch", (512, 1024, 2048)),
             weight_decay=trial.suggest_float("weight_decay", 0.01, 0.3, log=True),
-            dropout=trial.suggest_float("dropout", 0.0, 0.2, step=0.05),
+            dropout=trial.suggest_float("dropout", 0.0, 0.15, step=0.05),
             augmentation=(
-                trial.suggest_float("augmentation", 0.0, 0.9, step=0.1)
+                trial.suggest_float("augmentation", 0.3, 0.9, step=0.1)
                 if self.task.kind is TaskKind.EXTRACTION
                 else 0.0
             ),

@@ -33,7 +33,7 @@ from open_autoglm.train.trainer import ExampleSource, Schedule, Trainer
 _STUDY: Final = "build"
 _SPEED_STEPS: Final = 24
 _FAILED_LOSS: Final = 1e9
-_CHALLENGE_MARGIN: Final = 0.1
+_CHALLENGE_MARGIN: Final = 0.2
 """The share of the first trial's validation loss by which another must be lower to take its place."""
 
 
