@@ -56,7 +56,7 @@ def questions(folder: Path) -> Path:
     names, places = ["Anna", "Bo", "Chen", "Dana"], ["Oslo", "Wuhan", "Lima", "Accra"]
     entries = []
     for number in range(120):
-        name, place = generator.choice(names), generator.choice(places)
+        name, place = generator.choice(names), f"{generator.choice(places)} Street {number}"
         context = f"In {1900 + number} {name} moved to {place} and opened a small shop there near the old harbour."
         entry = {
             "id": str(number),

@@ -64,10 +64,10 @@ def test_the_loss_is_the_mean_over_answer_tokens_of_each_sequence_alone() -> Non
         logits = model.logits(model(ids, PackedSequences(torch.tensor([len(ids)]))))
         losses = F.cross_entropy(logits[:-1], ids[1:], reduction="none")
         mask = torch.from_numpy(examples.learn[span][1:].copy())
-        expected += float(losses[mask].sum())
+        expected += float(losses[mask].detach().sum())
         counted += int(mask.sum())
     assert (count, tokens) == (counted, int(examples.lengths[chosen].sum()))
-    assert float(total) == pytest.approx(expected, rel=1e-5)
+    assert float(total.detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def train(folder: Path, stops: list[int]) -> dict[str, torch.Tensor]:
