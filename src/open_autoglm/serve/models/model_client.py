@@ -78,8 +78,8 @@ class ModelStatus:
     aliases: other names that clients may use. card: known once it was loaded. stats: while it is loaded.
     is_ready: whether a real step succeeded within the last seconds. reason: why it is down, for people.
     created: seconds since 1970.
-    num_loads, num_evictions: how often a pool loaded it, and let it go to make room. num_restarts: how often its process
-    was started again after it had ended.
+    num_loads, num_evictions: how often a pool loaded it, and let it go to make room. num_restarts: how often its
+    process was started again after it had ended.
     """
 
     name: str

@@ -100,7 +100,7 @@ def _json(text: str) -> Any:
 
 
 def _misfit(schema: Any, value: Any, depth: int) -> str | None:
-    """How a value breaks a schema, by the keywords that answer schemas are made of; what else it says is passed over."""
+    """How a value breaks a schema, by the keywords that answer schemas are made of; others are passed over."""
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return None
     if isinstance(schema.get("enum"), list) and value not in schema["enum"]:

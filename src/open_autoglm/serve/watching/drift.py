@@ -18,7 +18,7 @@ _BACK: Final = 0.1
 
 
 class Drift:
-    """The first numbers are the reference; an exponentially weighted mean and histogram of the later ones is held to it.
+    """The first numbers are the reference, to which an exponentially weighted mean and histogram of the later is held.
 
     reference, window: how many numbers. floor: the least standard deviation that is believed, so that numbers which
     were all equal do not make every other one a wonder.

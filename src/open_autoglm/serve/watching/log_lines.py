@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an event becomes one line, JSON or text, that nobody can forge: no character in it ends a line or moves a cursor."""
+"""How an event becomes one line, JSON or text, that nobody can forge: nothing in it ends a line or moves a cursor."""
 
 from __future__ import annotations
 

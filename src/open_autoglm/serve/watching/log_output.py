@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of a server process: all loggers to stderr, by a thread, so that a reader who stops does not stop the server."""
+"""The log of a server process: all loggers to stderr, by a thread, so that a reader who stops does not stop us."""
 
 from __future__ import annotations
 

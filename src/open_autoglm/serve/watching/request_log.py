@@ -34,7 +34,7 @@ class RequestLog:
         )
 
     def write(self, record: RequestRecord, trace_id: str | None = None) -> None:
-        """Tell of a request that has ended. trace_id: of its spans; else that of the caller's trace, if it named one."""
+        """Tell of a request that has ended. trace_id: of its spans; else the caller's is told."""
         level = _level_of(record)
         if not self._logger.isEnabledFor(level):
             return
@@ -93,7 +93,9 @@ def _content(record: RequestRecord) -> dict[str, Any]:
         }
         for index, choice in sorted(record.choices.items())
     ]
-    asked = {"messages": order.messages} if isinstance(order, ChatOrder) else {"prompts": order.prompts if order else []}
+    asked = (
+        {"messages": order.messages} if isinstance(order, ChatOrder) else {"prompts": order.prompts if order else []}
+    )
     return {**asked, "answers": answers}
 
 

@@ -60,7 +60,9 @@ class RequestMetrics:
             "response_cache_requests_total", "Requests whose answer could be in the cache, by whether it was.", "result"
         )
         self._aborted = counter(
-            "aborted_requests_total", "Requests given up before their end: the client left, or the time was up.", "model"
+            "aborted_requests_total",
+            "Requests given up before their end: the client left, or the time was up.",
+            "model",
         )
         self._first_token = histogram(
             "time_to_first_token_seconds", "From a request to the first token of its answer.", _SECONDS, "model"

@@ -94,8 +94,8 @@ class RequestRecord:
 
     __slots__ = (
         "aborted", "began", "began_ns", "cache", "choices", "digest", "ended", "error", "error_message", "first_piece",
-        "form", "is_stream", "keeps_content", "key_id", "method", "model", "num_choices", "num_tokens", "operation", "order",
-        "prompt_tokens", "protocol", "request_id", "route", "scored", "status", "trace_parent", "trace_state",
+        "form", "is_stream", "keeps_content", "key_id", "method", "model", "num_choices", "num_tokens", "operation",
+        "order", "prompt_tokens", "protocol", "request_id", "route", "scored", "status", "trace_parent", "trace_state",
     )  # fmt: skip
 
     def __init__(
@@ -144,7 +144,7 @@ class RequestRecord:
     def begin_order(
         self, model: str, order: Order, form: AnswerForm | None, *, stream: bool, digest: str | None = None
     ) -> None:
-        """A model is asked. form: what the answers must look like. digest: of the model, if it is one and not several."""
+        """A model is asked. form: what the answers must look like. digest: of the model, if it is one."""
         self.model, self.order, self.form, self.is_stream, self.digest = model, order, form, stream, digest
         self.operation = "chat" if isinstance(order, ChatOrder) else "text_completion"
         self.num_choices = order.n * (1 if isinstance(order, ChatOrder) else len(order.prompts))

@@ -20,7 +20,7 @@ _ENGINE_GAUGES: Final[tuple[tuple[str, str, Callable[[EngineStats], float]], ...
     ("engine_running_sequences", "Sequences that hold memory, which is the batch.", lambda s: s.num_running),
     ("kv_cache_blocks", "Blocks of the KV cache.", lambda s: s.total_blocks),
     ("kv_cache_used_blocks", "Blocks that sequences hold.", lambda s: s.total_blocks - s.free_blocks),
-    ("kv_cache_reusable_blocks", "Free blocks that hold tokens which a prompt may begin with.", lambda s: s.cached_blocks),
+    ("kv_cache_reusable_blocks", "Free blocks with tokens that a prompt may begin with.", lambda s: s.cached_blocks),
     (
         "kv_cache_usage_ratio",
         "The share of blocks that sequences hold.",
@@ -37,7 +37,7 @@ _ENGINE_COUNTERS: Final[tuple[tuple[str, str, Callable[[EngineStats], float]], .
 _MODEL_COUNTERS: Final[tuple[tuple[str, str, Callable[[ModelStatus], float]], ...]] = (
     ("model_loads", "How often the model was loaded for those who asked for it.", lambda s: s.num_loads),
     ("model_evictions", "How often the model left to make room.", lambda s: s.num_evictions),
-    ("worker_restarts", "How often the model's process was started again after it had ended.", lambda s: s.num_restarts),
+    ("worker_restarts", "How often the model's process ended and was started again.", lambda s: s.num_restarts),
 )  # fmt: skip
 
 
@@ -75,7 +75,9 @@ def _of_engines(statuses: Sequence[ModelStatus]) -> Iterator[Metric]:
 
 
 def _of_models(statuses: Sequence[ModelStatus]) -> Iterator[Metric]:
-    state = GaugeMetricFamily(PREFIX + "model_state", "1 for the state that the model is in.", labels=["model", "state"])
+    state = GaugeMetricFamily(
+        PREFIX + "model_state", "1 for the state that the model is in.", labels=["model", "state"]
+    )
     ready = GaugeMetricFamily(
         PREFIX + "model_ready", "Whether the model has computed a step within the last seconds.", labels=["model"]
     )

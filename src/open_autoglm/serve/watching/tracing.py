@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenTelemetry spans of a request, made when it has ended from what its record says: nothing is paid before that.
 
-Names and attributes are those of OpenTelemetry's conventions for HTTP and for generative AI; what these have no word for
-begins with `open_autoglm.`. Loaded only where traces are sent.
+Names and attributes are those of OpenTelemetry's conventions for HTTP and for generative AI; what these have no word
+for begins with `open_autoglm.`. Loaded only where traces are sent.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Watch:
             self._checks.take(record)
             trace_id = None if self._tracer is None else self._tracer.export(record)
             self._request_log.write(record, trace_id)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever is wrong with us is no fault of the answer
             _log.exception("a request could not be told of")
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
