@@ -177,10 +177,11 @@ def test_the_values_are_those_of_a_scripted_run(fresh: Running) -> None:
 
 
 def test_there_are_few_series_whatever_is_asked_for(fresh: Running) -> None:
-    for number in range(40):
-        assert fresh.post(body(model=f"m{number}")).status_code == 404
-        assert httpx.get(f"{fresh.url}/{number}", headers={"X-Request-Id": str(number)}).status_code == 404
-        assert httpx.request(f"X{number}", f"{fresh.url}/v1/models").status_code == 405
+    with httpx.Client(base_url=fresh.url) as client:
+        for number in range(40):
+            assert client.post("/v1/chat/completions", json=body(model=f"m{number}")).status_code == 404
+            assert client.get(f"/{number}", headers={"X-Request-Id": str(number)}).status_code == 404
+            assert client.request(f"X{number}", "/v1/models").status_code == 405
     samples = read(fresh.url)
     assert samples.labels("requests_total", "route") <= {
         "other", "/v1/models/{model_id}", "/playground/{name}", *known_paths(),

@@ -67,7 +67,14 @@ def create_app_of(models: Models, settings: ServeSettings) -> FastAPI:
             await watch.close()
 
     app = FastAPI(
-        title="Open-AutoGLM", version=__version__, lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None
+        title="Open-AutoGLM",
+        version=__version__,
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        # Newer versions trace by themselves, which takes time on each request; `Watch` does it, where it is wanted.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.models = models
     app.state.watch = watch

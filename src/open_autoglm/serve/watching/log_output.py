@@ -19,6 +19,7 @@ from open_autoglm.serve.watching.watch_settings import WatchSettings
 MOST_WAITING: Final = 10_000
 """Lines that wait to be written; those beyond it are counted and dropped."""
 
+_STDERR: Final = 2
 _GATHER_SECONDS: Final = 0.005
 _CLOSING_SECONDS: Final = 2.0
 _ANNOUNCEMENTS: Final = "open_autoglm.serve.server"
@@ -102,7 +103,7 @@ def logging_to_stderr(settings: WatchSettings, stream: TextIO | None = None) -> 
     Others' libraries are heard from `warning` on, unless the level is `debug`. stream: instead of stderr.
     """
     stream = stream or sys.stderr
-    handler = BackgroundLines(stream.fileno())
+    handler = BackgroundLines(_descriptor_of(stream))
     handler.setFormatter(line_formatter(_format_of(settings, stream)))
     level = logging.getLevelName(settings.log_level.upper())
     root, ours = logging.getLogger(), logging.getLogger("open_autoglm")
@@ -124,9 +125,17 @@ def logging_to_stderr(settings: WatchSettings, stream: TextIO | None = None) -> 
         handler.close()
 
 
-def _format_of(settings: WatchSettings, stream: TextIO) -> LineFormat:
+def _descriptor_of(stream: TextIO | None) -> int:
+    """That of the stream; the process's own stderr for a stream that is no file, or none."""
+    try:
+        return _STDERR if stream is None else stream.fileno()
+    except (OSError, ValueError):
+        return _STDERR
+
+
+def _format_of(settings: WatchSettings, stream: TextIO | None) -> LineFormat:
     if settings.log_format == "auto":
-        return "text" if stream.isatty() else "json"
+        return "text" if stream is not None and stream.isatty() else "json"
     return "text" if settings.log_format == "text" else "json"
 
 
