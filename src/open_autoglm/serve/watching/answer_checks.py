@@ -34,7 +34,7 @@ class ModelChecks:
             name: Drift(reference=reference, window=window, floor=floor) for name, floor in _FLOORS.items()
         }
         self.num_checked = 0
-        self.faults: dict[str, int] = {fault: 0 for fault in FAULTS}
+        self.faults = dict.fromkeys(FAULTS, 0)
         self.illegal: float | None = None
 
     def take(self, record: RequestRecord, choice: ChoiceRecord) -> list[str]:

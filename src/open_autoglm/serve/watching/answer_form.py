@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from open_autoglm.engine.orders import ChatOrder, Order
 
-FAULTS: Final = ("cut", "not_json", "shape", "label")
+FAULTS: Final[tuple[str, ...]] = ("cut", "not_json", "shape", "label")
 """How an answer may break its form."""
 
 _MAX_DEPTH: Final = 16
