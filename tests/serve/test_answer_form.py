@@ -28,7 +28,7 @@ NUMBERS: dict[str, Any] = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(ANSWERS)
 def test_answers_fit_a_schema_where_jsonschema_says_so(answer: Any) -> None:
     schema = EXTRACTION.answer_schema
@@ -38,7 +38,7 @@ def test_answers_fit_a_schema_where_jsonschema_says_so(answer: Any) -> None:
     assert fault in (None, "shape", "label")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(st.integers(), st.booleans(), st.none(), st.sampled_from(["none", "x"]), st.just(0.5))))
 def test_so_do_types_and_alternatives(answer: list[Any]) -> None:
     fault = AnswerForm(schema=NUMBERS).fault(json.dumps(answer), (), "stop")

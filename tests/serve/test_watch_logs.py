@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The log: lines that cannot be forged, one for each request, no prompts in it, and a reader who stops stops nobody."""
 
+import functools
 import json
 import logging
 import os
@@ -28,6 +29,9 @@ from tests.serve.process_tools import server, wait_until
 # Without the second halves of surrogate pairs: after a first half JSON takes them for one character.
 TEXT = st.text(st.characters(exclude_categories=()).filter(lambda c: not "\udc00" <= c <= "\udfff"), max_size=40)
 NASTY = "\n\r\x00\x1b\x7f\x85\x9b\u2028\u2029\u202e\u2066\ufeff\ud800"
+QUICK_CLIENT: dict[str, Any] = {"verify": False, "timeout": 30}  # reading certificates takes longer than a request
+get = functools.partial(httpx.get, **QUICK_CLIENT)
+post = functools.partial(httpx.post, **QUICK_CLIENT)
 
 
 @settings(max_examples=100, deadline=None)
@@ -206,18 +210,18 @@ def test_each_request_is_one_line_with_what_it_took(talker: Running) -> None:
         failed = talker.post(body(max_tokens=-1))
         assert lines.of(failed.headers["x-request-id"])["error"] == "invalid_request"
         parent = f"00-{'a' * 32}-{'b' * 16}-01"
-        found = httpx.get(f"{talker.url}/v1/nothing/at%0aall?x=1", headers={"traceparent": parent})
+        found = get(f"{talker.url}/v1/nothing/at%0aall?x=1", headers={"traceparent": parent})
         fields = lines.of(found.headers["x-request-id"])
         assert (fields["route"], fields["error"], fields["trace_id"]) == ("other", "not_found", "a" * 32)
-        vectors = httpx.post(f"{talker.url}/v1/embeddings", json={"input": ["a", "b c"]})
+        vectors = post(f"{talker.url}/v1/embeddings", json={"input": ["a", "b c"]})
         fields = lines.of(vectors.headers["x-request-id"])
         assert fields["prompt_tokens"] == vectors.json()["usage"]["prompt_tokens"]
         assert "completion_tokens" not in fields
-        alive = httpx.get(f"{talker.url}/health")
+        alive = get(f"{talker.url}/health")
         assert lines.of(alive.headers["x-request-id"])["level"] == "DEBUG"
         told_before = len(lines.fields)
         for wrong in ("a" * 65, "a b", "a;b", "ä", ""):
-            given_id = httpx.get(f"{talker.url}/health", headers={"X-Request-Id": wrong.encode()})
+            given_id = get(f"{talker.url}/health", headers={"X-Request-Id": wrong.encode()})
             own = given_id.headers["x-request-id"]
             assert len(own) == 32
             assert lines.of(own)
@@ -261,14 +265,14 @@ def test_all_that_a_server_says_is_json_and_nothing_of_it_is_secret(dialogue_bun
         url = running.url.removesuffix("/v1")
         for mark in marks:
             sent = {**body(mark), "model": None}
-            assert httpx.post(f"{url}/v1/chat/completions", json=sent, headers=headers, timeout=60).status_code == 200
-        assert httpx.get(f"{url}/{marks[0]}%0aforged", headers=headers).status_code == 404
-        assert httpx.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}x"}).status_code == 401
+            assert post(f"{url}/v1/chat/completions", json=sent, headers=headers).status_code == 200
+        assert get(f"{url}/{marks[0]}%0aforged", headers=headers).status_code == 404
+        assert get(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}x"}).status_code == 401
         worker = running.worker
         os.kill(worker, signal.SIGABRT)  # its last words go to its stderr
         wait_until(lambda: any("open_autoglm.serve.worker" in line and "Fatal" in line for line in said))
-        wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200 and running.worker != worker)
-        text = httpx.get(f"{url}/metrics", headers=headers).text
+        wait_until(lambda: get(f"{url}/ready").status_code == 200 and running.worker != worker)
+        text = get(f"{url}/metrics", headers=headers).text
         assert f'open_autoglm_worker_restarts_total{{model="{dialogue_name(url, headers)}"}} 1.0' in text
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(30) == 0
@@ -284,4 +288,4 @@ def test_all_that_a_server_says_is_json_and_nothing_of_it_is_secret(dialogue_bun
 
 
 def dialogue_name(url: str, headers: dict[str, str]) -> str:
-    return httpx.get(f"{url}/v1/models", headers=headers).json()["data"][0]["id"]
+    return get(f"{url}/v1/models", headers=headers).json()["data"][0]["id"]

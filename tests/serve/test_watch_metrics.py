@@ -2,6 +2,7 @@
 """/metrics: read by Prometheus' own parser, its values those of a scripted run, its labels few, its route guarded."""
 
 import asyncio
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,10 @@ from tests.serve.process_tools import order, run, wait_until
 from tests.serve.test_api_keys import make
 
 PREFIX = "open_autoglm_"
+QUICK_CLIENT: dict[str, Any] = {"verify": False, "timeout": 30}  # reading certificates takes longer than a request
+get = functools.partial(httpx.get, **QUICK_CLIENT)
+post = functools.partial(httpx.post, **QUICK_CLIENT)
+request = functools.partial(httpx.request, **QUICK_CLIENT)
 
 
 class Samples:
@@ -54,7 +59,7 @@ class Samples:
 
 
 def read(url: str, **headers: str) -> Samples:
-    response = httpx.get(f"{url}/metrics", headers=headers, timeout=30)
+    response = get(f"{url}/metrics", headers=headers)
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain")
     return Samples(response.text)
@@ -106,16 +111,16 @@ def test_the_values_are_those_of_a_scripted_run(fresh: Running) -> None:
         count(events_of(found)[-1]["usage"])
         answers += 2
     texts = {"prompt": ["play the song", "book a table"], "n": 2, "max_tokens": 1, "ignore_eos": True}
-    count(httpx.post(f"{fresh.url}/v1/completions", json=texts, timeout=30).json()["usage"])
+    count(post(f"{fresh.url}/v1/completions", json=texts).json()["usage"])
     answers += 4
-    count(httpx.post(f"{fresh.url}/v1/embeddings", json={"input": ["a", "b"]}, timeout=30).json()["usage"])
-    assert httpx.post(f"{fresh.url}/tokenize", json={"prompt": "a"}).status_code == 200
+    count(post(f"{fresh.url}/v1/embeddings", json={"input": ["a", "b"]}).json()["usage"])
+    assert post(f"{fresh.url}/tokenize", json={"prompt": "a"}).status_code == 200
     assert fresh.post(body(max_tokens=0)).status_code == 400
     assert fresh.post(body(model="other")).status_code == 404
     for path in ("/x", "/x/y", "/v2/chat", "/v1/models/unknown", "/playground/none.js"):
-        assert httpx.get(fresh.url + path).status_code == 404
-    assert httpx.get(f"{fresh.url}/v1/chat/completions").status_code == 405
-    assert httpx.request("BREW", f"{fresh.url}/health").status_code == 405
+        assert get(fresh.url + path).status_code == 404
+    assert get(f"{fresh.url}/v1/chat/completions").status_code == 405
+    assert request("BREW", f"{fresh.url}/health").status_code == 405
 
     samples = read_when_told(fresh.url, 3 + 2 + 1 + 1 + 1 + 2 + 5 + 2)
     requests = Counter(
@@ -198,14 +203,14 @@ def known_paths() -> set[str]:
 
 def test_names_are_those_that_prometheus_wants(fresh: Running) -> None:
     fresh.post(body())
-    text = httpx.get(f"{fresh.url}/metrics").text
+    text = get(f"{fresh.url}/metrics").text
     for family in Samples(text).families.values():
         assert family.documentation, family.name
         assert family.name.startswith((PREFIX, "process_")), family.name
         if family.type == "histogram":
             assert family.name.endswith(("_seconds", "_tokens")), family.name
     accept = "application/openmetrics-text; version=1.0.0"
-    response = httpx.get(f"{fresh.url}/metrics", headers={"accept": accept})
+    response = get(f"{fresh.url}/metrics", headers={"accept": accept})
     assert response.headers["content-type"].startswith("application/openmetrics-text")
     families = list(openmetrics_parser.text_string_to_metric_families(response.text))
     assert any(family.name == f"{PREFIX}requests" for family in families)
@@ -217,8 +222,8 @@ def test_who_may_read_them(dialogue_bundle: Path, tmp_path: Path) -> None:
     talker, _ = make(keys, scopes=["chat"])
     access = AccessSettings(api_keys=str(keys))
     with serving(dialogue_bundle, access=access, rates=RateSettings(requests_per_minute=3)) as running:
-        assert httpx.get(f"{running.url}/metrics").status_code == 401
-        assert httpx.get(f"{running.url}/metrics", headers={"Authorization": f"Bearer {talker}"}).status_code == 403
+        assert get(f"{running.url}/metrics").status_code == 401
+        assert get(f"{running.url}/metrics", headers={"Authorization": f"Bearer {talker}"}).status_code == 403
         headers = {"Authorization": f"Bearer {talker}"}
         codes = [running.post(body(), headers=headers).status_code for _ in range(5)]
         assert sorted(codes) == [200, 200, 200, 429, 429]
@@ -230,9 +235,9 @@ def test_who_may_read_them(dialogue_bundle: Path, tmp_path: Path) -> None:
     public = WatchSettings(metrics_public=True)
     with serving(dialogue_bundle, access=access, watching=public) as running:
         read(running.url)
-        assert httpx.post(f"{running.url}/metrics").status_code == 401
+        assert post(f"{running.url}/metrics").status_code == 401
         for path in ("/metrics/", "/metrics/x", "/v1/models", "//metrics", "/docs"):
-            assert httpx.get(running.url + path).status_code == 401
+            assert get(running.url + path).status_code == 401
 
 
 def test_caches_and_scored_answers(extraction_bundle: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_request_is_a_tree_of_spans_in_the_order_of_its_phases(dialogue_bundle
         "open_autoglm.request.id": record.request_id, "open_autoglm.key.id": "key-1",
     }  # fmt: skip
     assert answer.parent.span_id == root.context.span_id
-    tokens = record.usage()
+    tokens = record.tokens
     assert attributes(answer) == {
         "gen_ai.operation.name": "chat", "gen_ai.provider.name": "open_autoglm", "gen_ai.request.model": "m",
         "gen_ai.response.model": "m", "gen_ai.usage.input_tokens": tokens.prompt, "gen_ai.usage.output_tokens": 20,
@@ -147,7 +147,7 @@ def test_choices_questions_and_faults_have_spans_of_their_own(dialogue_bundle: P
         answer = next(span for span in found if span.name == "chat m")
         assert attributes(answer)["gen_ai.request.choice.count"] == 2
         assert attributes(answer)["gen_ai.usage.output_tokens"] == 6
-        assert record.usage().prompt == attributes(answer)["gen_ai.usage.input_tokens"]
+        assert record.tokens.prompt == attributes(answer)["gen_ai.usage.input_tokens"]
         question = Traced(model)
         await question.ask(EmbedOrder(["hello"]))
         assert set(question.spans) == {"autoglm.Embed", "embeddings m"}

@@ -85,7 +85,7 @@ class AnswerChecks:
         checks = self._models.get(record.model)
         if checks is None or checks.digest != record.digest:
             checks = self._models[record.model] = ModelChecks(record.digest, self._reference, self._window)
-        for _, choice in record.ended_choices:
+        for _, choice in record.answers:
             for name in checks.take(record, choice):
                 drift = checks.measures[name]
                 _log.warning(

@@ -13,6 +13,8 @@ WINDOW: Final = 500
 """About how many of the newest numbers are compared; those before are forgotten little by little."""
 
 _BINS: Final = 10
+_EVERY: Final = 10
+"""So many numbers after each other are judged once."""
 _DRIFTED: Final = 0.25
 _BACK: Final = 0.1
 
@@ -93,7 +95,7 @@ class Drift:
         self._recent = [share * (1.0 - self._newest) for share in self._recent]
         self._recent[place] += self._newest
         self._num_after += 1
-        return self._num_after >= self._settled and self._judge()
+        return self._num_after >= self._settled and self._num_after % _EVERY == 0 and self._judge()
 
     def _settle(self) -> None:
         """The reference is complete: ten bins that hold about as many numbers each, and one beyond either end."""

@@ -135,7 +135,7 @@ class RequestMetrics:
         return found
 
     def _count_model(self, record: RequestRecord, series: _OfModel) -> None:
-        tokens = record.usage()
+        tokens = record.tokens
         series.prompt.inc(tokens.prompt)
         series.completion.inc(tokens.completion)
         series.cached.inc(tokens.cached)
@@ -143,7 +143,7 @@ class RequestMetrics:
             series.aborted.inc()
         if (seconds := record.first_token_seconds) is not None:
             series.first_token.observe(seconds)
-        for _, choice in record.ended_choices:
+        for _, choice in record.answers:
             self._finished.labels(record.model, choice.finish_reason).inc()
             count = 0 if choice.usage is None else choice.usage.completion_tokens
             series.length.observe(count)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -86,16 +85,19 @@ class ChoiceRecord:
 class RequestRecord:
     """One request, over whatever protocol. Times are seconds of `time.monotonic`.
 
-    route: a template, never a path as it was sent. request_id: comes back with the answer. trace_parent, trace_state:
+    route: a template, never a path as it was sent. request_id: comes back with the answer; the client's own if it is
+    sane, else `own_id`. trace_parent, trace_state:
     W3C's headers as they came. operation: as OpenTelemetry names it, once a model is asked. keeps_content: all that
     is said is wanted. scored: whether token probabilities are computed for us.
     status: as HTTP has it, also for other protocols. error: its kind, if that is not to be told from the status.
+    answers, tokens: those that came to their end, by number, and what all took; known once the request has ended.
     """
 
     __slots__ = (
-        "aborted", "began", "began_ns", "cache", "choices", "digest", "ended", "error", "error_message", "first_piece",
-        "form", "is_stream", "keeps_content", "key_id", "method", "model", "num_choices", "num_tokens", "operation",
-        "order", "prompt_tokens", "protocol", "request_id", "route", "scored", "status", "trace_parent", "trace_state",
+        "aborted", "answers", "began", "began_ns", "cache", "choices", "digest", "ended", "error", "error_message",
+        "first_piece", "form", "is_stream", "keeps_content", "key_id", "method", "model", "num_choices", "num_tokens",
+        "operation", "order", "prompt_tokens", "protocol", "request_id", "route", "scored", "status", "tokens",
+        "trace_parent", "trace_state",
     )  # fmt: skip
 
     def __init__(
@@ -105,13 +107,14 @@ class RequestRecord:
         method: str = "",
         route: str = "",
         headers: Iterable[tuple[bytes, bytes]] = (),
+        own_id: str = "",
         keeps_content: bool = False,
         scored: bool = False,
     ) -> None:
         self.protocol, self.method, self.route = protocol, method, route
         self.keeps_content, self.scored = keeps_content, scored
         self.began, self.began_ns = time.monotonic(), time.time_ns()
-        self.request_id = ""
+        self.request_id = own_id
         self.trace_parent: str | None = None
         self.trace_state: str | None = None
         for name, value in headers:
@@ -121,8 +124,6 @@ class RequestRecord:
                 self.trace_parent = value.decode("latin-1")
             elif name == b"tracestate":
                 self.trace_state = value.decode("latin-1")
-        if not self.request_id:
-            self.request_id = secrets.token_hex(16)
         self.key_id: str | None = None
         self.status = 0
         self.ended = self.began
@@ -140,6 +141,8 @@ class RequestRecord:
         self.first_piece: float | None = None
         self.prompt_tokens: int | None = None
         self.aborted = False
+        self.answers: list[tuple[int, ChoiceRecord]] = []
+        self.tokens = TokenCounts()
 
     def begin_order(
         self, model: str, order: Order, form: AnswerForm | None, *, stream: bool, digest: str | None = None
@@ -185,17 +188,16 @@ class RequestRecord:
         self.key_id, self.ended = key_id, time.monotonic()
         if self.error is None:
             self.error = error_kind(self.status) or ("client_gone" if self.aborted else None)
+        self.answers = sorted(
+            (item for item in self.choices.items() if item[1].finish_reason is not None), key=lambda item: item[0]
+        )
+        self.tokens = self._tokens()
 
     @property
     def is_complete(self) -> bool:
         """Whether all answers came to their end."""
         ended = [choice for choice in self.choices.values() if choice.finish_reason is not None]
         return bool(ended) and len(ended) == self.num_choices
-
-    @property
-    def ended_choices(self) -> list[tuple[int, ChoiceRecord]]:
-        """The answers that came to their end, by number."""
-        return sorted((item for item in self.choices.items() if item[1].finish_reason), key=lambda item: item[0])
 
     @property
     def total_seconds(self) -> float:
@@ -217,12 +219,12 @@ class RequestRecord:
         first = min(times, key=lambda item: item.scheduled, default=None)
         return None if first is None else max(0.0, first.scheduled - first.queued)
 
-    def usage(self) -> TokenCounts:
-        """Tokens so far; a prompt counts once an answer to it has ended, and once however many answers it has."""
+    def _tokens(self) -> TokenCounts:
+        """A prompt counts once an answer to it has ended, and once however many answers it has."""
         found = TokenCounts(prompt=self.prompt_tokens or 0, completion=self.num_tokens)
         per_prompt = 1 if self.order is None else self.order.n
         prompts: set[int] = set()
-        for index, choice in self.ended_choices:
+        for index, choice in self.answers:
             if choice.usage is None:
                 continue
             if index // per_prompt not in prompts:

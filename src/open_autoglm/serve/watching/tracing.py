@@ -111,7 +111,7 @@ class RequestTracer:
         if record.error is not None:
             span.set_status(self._trace.StatusCode.ERROR, record.error_message)
         inner = self._trace.set_span_in_context(span)
-        for index, choice in record.ended_choices[:_MOST_CHOICES]:
+        for index, choice in record.answers[:_MOST_CHOICES]:
             if choice.times is not None:
                 self._phases(record, index, choice, choice.times, inner)
         ended = max((item.last_token for item in times), default=record.ended)
@@ -197,7 +197,7 @@ def _request_attributes(record: RequestRecord) -> dict[str, Any]:
 
 
 def _answer_attributes(record: RequestRecord) -> dict[str, Any]:
-    tokens = record.usage()
+    tokens = record.tokens
     attributes: dict[str, Any] = {
         "gen_ai.operation.name": record.operation,
         "gen_ai.provider.name": PROVIDER,
@@ -213,7 +213,7 @@ def _answer_attributes(record: RequestRecord) -> dict[str, Any]:
     attributes |= {
         "gen_ai.usage.output_tokens": tokens.completion,
         "gen_ai.usage.cache_read.input_tokens": tokens.cached,
-        "gen_ai.response.finish_reasons": [choice.finish_reason or "" for _, choice in record.ended_choices],
+        "gen_ai.response.finish_reasons": [choice.finish_reason or "" for _, choice in record.answers],
         "open_autoglm.stream": bool(record.is_stream),
     }
     for name, attribute in _PARAMETERS.items():

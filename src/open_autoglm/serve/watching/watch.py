@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
+import secrets
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -43,6 +45,8 @@ class Watch:
         tracer: RequestTracer | None = None,
     ) -> None:
         self._settings = settings
+        # Of a process and a number: nobody need guess or hide an id, and random ones cost more than all the rest of it.
+        self._process, self._numbers = secrets.token_hex(8), itertools.count(1)
         self._registry = CollectorRegistry()
         self._checks = checks or AnswerChecks()
         self._metrics = RequestMetrics(self._registry)
@@ -73,6 +77,7 @@ class Watch:
             method=method,
             route=route,
             headers=headers,
+            own_id=f"{self._process}{next(self._numbers):016x}",
             keeps_content=settings.log_content,
             scored=settings.score_share > 0 and random.random() < settings.score_share,
         )
