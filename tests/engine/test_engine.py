@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine as a whole: batching changes no answer, faults stay with their request, and nothing leaks."""
 
+import itertools
 import random
+import time
 from typing import Any
 
 import numpy as np
@@ -231,3 +233,31 @@ def test_stop_tokens_end_an_answer_unless_ignored() -> None:
     assert ended.finish_reason == "stop"
     own = SamplingParams(max_tokens=20, ignore_eos=True, stop_token_ids=(stop,))
     assert answers(Engine(TorchBackend(model)), [Request("a", PROMPTS[2], own)])[0] == free[: first + 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"max_sequences": 1}, {"kv_blocks": 14, "block_size": 8}], ids=str)
+def test_a_completion_tells_when_it_was_worked_on(options: dict[str, Any]) -> None:
+    engine = make_engine(**options)
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    began = time.monotonic()
+    done = complete_all(engine, [Request(str(index), prompt, params) for index, prompt in enumerate(PROMPTS)])
+    ended = time.monotonic()
+    times = [item.times for item in done if item.times is not None]
+    assert len(times) == len(PROMPTS)
+    for item in times:
+        assert list(item) == sorted(item)
+        assert began <= item.queued
+        assert item.last_token <= ended
+    if options.get("max_sequences") == 1:
+        for before, after in itertools.pairwise(times):
+            assert after.scheduled >= before.last_token, "it waited for the one before"
+    if options.get("kv_blocks"):
+        assert engine.stats.num_preemptions > 0
+    stats = engine.stats
+    assert sum(item.completion_tokens for item in done) <= stats.num_scheduled
+    assert stats.num_steps <= stats.num_scheduled
+    engine.add_request(Request("left", PROMPTS[0], params))
+    delta = engine.abort("left")
+    assert delta is not None
+    assert delta.completion is not None
+    assert delta.completion.times is None, "nothing of it was computed"

@@ -14,10 +14,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from open_autoglm.errors import ConfigurationError, OpenAutoGLMError
-from open_autoglm.serve.configuration import VARIABLE_PREFIX, configure
+from open_autoglm.serve.configuration import VARIABLE_PREFIX, Configuration, configure
 from open_autoglm.serve.guards.guard_settings import AccessSettings, ConnectionSettings, RateSettings
 from open_autoglm.serve.option_fields import options_of
 from open_autoglm.serve.settings import ServeSettings
+from open_autoglm.serve.watching.watch_settings import WatchSettings
 
 FILE = """\
 # comment
@@ -227,6 +228,8 @@ def test_the_command_prints_what_holds(tmp_path: Path) -> None:
     assert "hunter2" not in done.stdout
     assert "# --max-queued" in done.stdout
     assert done.stdout.startswith("# without a key answer, to GET and HEAD: /health /ready / /playground/*\n")
+    opened = Configuration(ServeSettings(watching=WatchSettings(metrics_public=True))).as_yaml()
+    assert opened.startswith("# without a key answer, to GET and HEAD: /health /ready / /playground/* /metrics\n")
 
 
 def test_every_setting_is_a_flag_with_help() -> None:

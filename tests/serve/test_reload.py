@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SIGHUP: what a running server takes, what it says, and that no answer is cut off."""
 
+import json
 import signal
 import subprocess
 import threading
@@ -118,7 +119,9 @@ def test_a_server_process_reloads_on_sighup_without_cutting_streams(extraction_b
 
 
 def said_by(process: subprocess.Popen[str]) -> str:
+    """The next line of the log that tells of a reload; others tell of requests."""
     assert process.stderr is not None
-    line = process.stderr.readline()
-    assert line.startswith("reload: ")
-    return line
+    while True:
+        event = str(json.loads(process.stderr.readline())["event"])
+        if event.startswith("reload: "):
+            return event

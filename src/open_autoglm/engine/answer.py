@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import time
+
 from open_autoglm.engine.detokenizer import Detokenizer, Vocabulary
-from open_autoglm.engine.request import Completion, Delta, FinishReason, Request, TokenLogprob
+from open_autoglm.engine.request import Completion, Delta, FinishReason, Request, TokenLogprob, WorkTimes
 from open_autoglm.engine.sampler import SamplerState
 from open_autoglm.engine.sequence import Sequence
 from open_autoglm.errors import OpenAutoGLMError
@@ -14,11 +16,12 @@ class Answer:
     """What the engine keeps of a request.
 
     stop_token_ids: the model's own ends of an answer. max_tokens: of the answer, checked against the context.
+    scheduled_at: when its first step began, by `time.monotonic`; the engine says it.
     """
 
     __slots__ = (
-        "_detokenizer", "_ends", "_id", "_logprobs", "_longest", "_stop_token_ids", "_text", "guide", "request",
-        "sampler", "sequence",
+        "_detokenizer", "_ends", "_first_token_at", "_id", "_logprobs", "_longest", "_queued_at", "_stop_token_ids",
+        "_text", "guide", "request", "sampler", "scheduled_at", "sequence",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +45,9 @@ class Answer:
         self._longest = len(prompt) + max_tokens
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._queued_at = time.monotonic()
+        self.scheduled_at: float | None = None
+        self._first_token_at: float | None = None
 
     def take(self, token_id: int, logprob: TokenLogprob | None) -> Delta:
         """Add the token that was chosen, -1 for none. The delta carries the completion if the answer ends with it."""
@@ -49,6 +55,8 @@ class Answer:
             return self.end("error", error="the model gave no number for any token that may come next")
         tokens = self.sequence.token_ids
         tokens.append(token_id)
+        if self._first_token_at is None:
+            self._first_token_at = time.monotonic()
         added, logprobs = (token_id,), ()
         if logprob is not None:
             self._logprobs.append(logprob)
@@ -94,5 +102,11 @@ class Answer:
             logprobs=None if request.params.logprobs is None else tuple(self._logprobs),
             error=error,
             cached_tokens=self.sequence.num_cached or 0,
+            times=self._times(),
         )
         return Delta(request.id, text + rest, token_ids, logprobs, completion)
+
+    def _times(self) -> WorkTimes | None:
+        if self.scheduled_at is None or self._first_token_at is None:
+            return None
+        return WorkTimes(self._queued_at, self.scheduled_at, self._first_token_at, time.monotonic())

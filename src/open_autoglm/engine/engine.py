@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Sequence as Rows
 from typing import Final, get_args
 
@@ -87,6 +88,7 @@ class Engine:
         self._measurements: dict[str, Measurement] = {}
         self._tree_of = functools.lru_cache(_TREES_KEPT)(TokenTree.of)  # a classifier scores the same labels each time
         self._num_steps = 0
+        self._num_scheduled = 0
 
     @property
     def backend(self) -> Backend:
@@ -115,6 +117,7 @@ class Engine:
             num_steps=self._num_steps,
             num_preemptions=self._scheduler.num_preemptions,
             num_cached_tokens=self._scheduler.num_cached_tokens,
+            num_scheduled=self._num_scheduled,
         )
 
     def check_request(self, request: Request) -> int:
@@ -177,6 +180,9 @@ class Engine:
         if not chunks:
             return []
         self._num_steps += 1
+        self._num_scheduled += len(chunks)
+        if self._scheduler.admitted:
+            self._note_begin()
         answers = [answer for chunk in chunks if chunk.is_last and (answer := self._answers.get(chunk.sequence.id))]
         masks = self._start_masks(answers)
         measured = None
@@ -205,6 +211,13 @@ class Engine:
             self.abort(request_id)
         self._masks.close()
         self._backend.close()
+
+    def _note_begin(self) -> None:
+        """Of the answers that the scheduler took in for the first time."""
+        now = time.monotonic()
+        for sequence in self._scheduler.admitted:
+            if (answer := self._answers.get(sequence.id)) is not None:
+                answer.scheduled_at = now
 
     def _start_masks(self, answers: list[Answer]) -> StepMasks | None:
         rows = [row for row, answer in enumerate(answers) if answer.guide is not None]

@@ -49,6 +49,11 @@ class ModelService:
         """Nothing: it comes and goes with this process."""
 
     @property
+    def num_restarts(self) -> int:
+        """Never: it comes and goes with this process."""
+        return 0
+
+    @property
     def is_serving(self) -> bool:
         """Whether new orders are taken."""
         return self._thread.is_serving

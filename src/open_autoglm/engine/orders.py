@@ -171,12 +171,26 @@ class CallPiece(msgspec.Struct, frozen=True, array_like=True):
     arguments: str = ""
 
 
+class Times(msgspec.Struct, frozen=True, array_like=True):
+    """When the engine worked on a choice: seconds of `time.monotonic`, which all processes of a machine share.
+
+    queued: it came to the engine. scheduled: the step began that computed its first tokens. first_token, last_token: of
+    the answer, were chosen. parse_seconds: how long it took altogether to tell content, reasoning and calls apart.
+    """
+
+    queued: float
+    scheduled: float
+    first_token: float
+    last_token: float
+    parse_seconds: float = 0.0
+
+
 class Piece(msgspec.Struct, frozen=True, array_like=True):
     """What is new in one choice of an answer.
 
     text: of the content. scores: of the tokens that it came from, if they were asked for. num_tokens: how many tokens
     it took, shown or not. finish_reason: `stop`, `length` or `tool_calls`, with the last piece of the choice, which
-    brings `usage`. reasoning: what was thought. calls: of tools.
+    brings `usage`, and `times` where the engine knows them. reasoning: what was thought. calls: of tools.
     """
 
     choice: int
@@ -187,6 +201,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     usage: Usage | None = None
     reasoning: str = ""
     calls: list[CallPiece] = []
+    times: Times | None = None
 
 
 class ModelCard(msgspec.Struct, frozen=True):

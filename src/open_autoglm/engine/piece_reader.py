@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -46,6 +47,7 @@ class PieceReader:
         self._has_content = False
         self.num_calls = 0
         self.reasoning_tokens = 0
+        self.parse_seconds = 0.0
 
     def read(self, delta: Delta) -> Reading:
         """What is new and certain."""
@@ -61,8 +63,10 @@ class PieceReader:
             if delta.text:
                 self._add_content(reading, delta.text)
             return reading
+        began = time.perf_counter()
         for parsed in self._answer.push(self._with_end(delta)):
             self._add(reading, parsed)
+        self.parse_seconds += time.perf_counter() - began
         return reading
 
     def _with_end(self, delta: Delta) -> Delta:

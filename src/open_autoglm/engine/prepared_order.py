@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from open_autoglm.engine.detokenizer import Vocabulary
-from open_autoglm.engine.orders import Piece, Reply, TokenScore, Usage
+from open_autoglm.engine.orders import Piece, Reply, Times, TokenScore, Usage
 from open_autoglm.engine.piece_reader import PieceReader, Reading
 from open_autoglm.engine.request import Completion, Delta, Request, TokenLogprob
 
@@ -37,7 +37,7 @@ class PreparedOrder:
         reader = self.readers.get(delta.request_id)
         reading = Reading(delta.text) if reader is None else reader.read(delta)
         completion = delta.completion
-        reason = usage = None
+        reason = usage = times = None
         if completion is not None:
             reason = completion.finish_reason
             if reader is not None and reader.num_calls and reason == "stop":
@@ -48,6 +48,8 @@ class PreparedOrder:
                 completion.cached_tokens,
                 0 if reader is None else reader.reasoning_tokens,
             )
+            if completion.times is not None:
+                times = Times(*completion.times, 0.0 if reader is None else reader.parse_seconds)
         return [
             Piece(
                 self.places[delta.request_id],
@@ -58,6 +60,7 @@ class PreparedOrder:
                 usage,
                 reading.reasoning,
                 reading.calls,
+                times,
             )
         ]
 

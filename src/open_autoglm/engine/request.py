@@ -131,6 +131,19 @@ class Request:
         return self.pooling is not None or self.continuations is not None
 
 
+class WorkTimes(NamedTuple):
+    """When a request was worked on, in seconds of `time.monotonic`.
+
+    queued: it came to the engine. scheduled: the step began that computed its first tokens. first_token, last_token: of
+    the answer, were chosen.
+    """
+
+    queued: float
+    scheduled: float
+    first_token: float
+    last_token: float
+
+
 @dataclass(frozen=True)
 class Completion:
     """An answer.
@@ -140,6 +153,7 @@ class Completion:
     embedding: float32[hidden_size], what `pooling` asked for, its length as it comes.
     scores: what `continuations` asked for: of each the natural log-probability of all its tokens, in order.
     text: as it was generated, calls and reasoning among it. answer: its parts, of a chat.
+    times: of an answer that has a token.
     """
 
     text: str
@@ -152,6 +166,7 @@ class Completion:
     embedding: np.ndarray | None = field(default=None, compare=False)
     scores: tuple[float, ...] | None = None
     answer: ParsedAnswer | None = field(default=None, compare=False)
+    times: WorkTimes | None = field(default=None, compare=False)
 
     @property
     def content(self) -> str:

@@ -68,6 +68,7 @@ class Scheduler:
         self._arrivals = 0
         self.num_preemptions = 0
         self.num_cached_tokens = 0
+        self.admitted: list[Sequence] = []
 
     @property
     def num_waiting(self) -> int:
@@ -95,7 +96,10 @@ class Scheduler:
         """Decide the next step: at most `max_batch_tokens` tokens of at most `max_sequences` sequences.
 
         The caller computes all chunks, then calls `advance`. Returns nothing only when there is nothing to do.
+        `admitted` then holds the sequences that were taken in for the first time.
         """
+        if self.admitted:
+            self.admitted = []
         chunks: list[Chunk] = []
         preempted = self._plan_decodes(chunks)
         budget = self._max_batch_tokens - len(chunks)
@@ -173,6 +177,7 @@ class Scheduler:
             sequence.num_computed = len(prefix) * size
             if sequence.num_cached is None:
                 sequence.num_cached = sequence.num_computed
+                self.admitted.append(sequence)
             self.num_cached_tokens += sequence.num_computed
             del self._waiting[place]
             bisect.insort(self._running, sequence, key=_rank)

@@ -21,6 +21,7 @@ class EngineStats:
 
     free_blocks: those that can be allocated; `cached_blocks` of them hold tokens that a prompt may begin with.
     num_cached_tokens: tokens that were found in the cache instead of being computed.
+    num_scheduled: sequences of all steps together, so that the mean batch is this by `num_steps`.
     """
 
     num_waiting: int
@@ -31,3 +32,4 @@ class EngineStats:
     num_steps: int
     num_preemptions: int
     num_cached_tokens: int
+    num_scheduled: int = 0

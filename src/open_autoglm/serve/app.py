@@ -21,9 +21,12 @@ from open_autoglm.serve.routes.completion_route import CompletionRoute
 from open_autoglm.serve.routes.docs_routes import add_docs_routes
 from open_autoglm.serve.routes.embedding_route import EmbeddingRoute
 from open_autoglm.serve.routes.health_routes import add_health_routes
+from open_autoglm.serve.routes.metrics_route import add_metrics_route
 from open_autoglm.serve.routes.playground_route import mount_playground
 from open_autoglm.serve.routes.tokenize_route import TokenizeRoutes
 from open_autoglm.serve.settings import ServeSettings
+from open_autoglm.serve.watching.watch import Watch
+from open_autoglm.serve.watching.watch_gate import WatchGate
 from open_autoglm.version import __version__
 
 if TYPE_CHECKING:
@@ -46,7 +49,13 @@ def create_app(llm: LLM, settings: ServeSettings) -> FastAPI:
 
 
 def create_app_of(models: Models, settings: ServeSettings) -> FastAPI:
-    """The application over models that may live elsewhere; `app.state.models`. It starts and stops them."""
+    """The application over models that may live elsewhere. It starts and stops them.
+
+    `app.state` has `models`, `guards` and `watch`, for servers that speak other protocols beside it.
+    Raises ConfigurationError or StorageError for a key file that cannot be used, ConfigurationError for traces that
+    cannot be sent.
+    """
+    watch = Watch(models, settings.watching)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -55,13 +64,23 @@ def create_app_of(models: Models, settings: ServeSettings) -> FastAPI:
             yield
         finally:
             await models.stop()
+            await watch.close()
 
     app = FastAPI(
-        title="Open-AutoGLM", version=__version__, lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None
+        title="Open-AutoGLM",
+        version=__version__,
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        # Newer versions trace by themselves, which takes time on each request; `Watch` does it, where it is wanted.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.models = models
+    app.state.watch = watch
     install_error_handlers(app)
     install_guards(app, settings, identity_of(models))
+    app.add_middleware(WatchGate, watch=watch, routes=lambda: app.routes)  # around the guards
     app.add_route("/v1/chat/completions", ChatRoute(models, settings).answer, methods=["POST"])
     app.add_route("/v1/completions", CompletionRoute(models, settings).answer, methods=["POST"])
     app.add_route("/v1/embeddings", EmbeddingRoute(models, settings).answer, methods=["POST"])
@@ -70,6 +89,7 @@ def create_app_of(models: Models, settings: ServeSettings) -> FastAPI:
     app.add_route("/detokenize", TokenizeRoutes(models, settings).detokenize, methods=["POST"])
     add_docs_routes(app)
     add_health_routes(app, models)
+    add_metrics_route(app, watch)
     mount_playground(app)
     return app
 

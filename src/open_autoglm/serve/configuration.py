@@ -51,6 +51,7 @@ class Configuration:
         Its first line says which routes ask for no key.
         """
         from open_autoglm.serve.guards.authentication import (
+            METRICS_ROUTE,
             PUBLIC_ROUTES,  # these load much that a command line need not
         )
         from open_autoglm.serve.routes.playground_route import PLAYGROUND_PREFIX
@@ -66,6 +67,8 @@ class Configuration:
         width = max(len(text) for text, origin in rows if origin)
         public = [route for route in PUBLIC_ROUTES if not route.startswith(PLAYGROUND_PREFIX)]
         public.append(PLAYGROUND_PREFIX + "*")
+        if self.settings.watching.metrics_public:
+            public.append(METRICS_ROUTE)
         head = f"# without a key answer, to GET and HEAD: {' '.join(public)}"
         return "\n".join((head, *(f"{text:<{width}}  {origin}".rstrip() for text, origin in rows))) + "\n"
 

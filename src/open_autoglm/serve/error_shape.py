@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from open_autoglm.errors import OpenAutoGLMError, RequestError
+from open_autoglm.serve.watching.request_record import record_of
 
 _TYPES: Final = {
     401: "authentication_error",
@@ -70,17 +71,18 @@ def install_error_handlers(app: FastAPI) -> None:
         headers = error.headers if isinstance(error, HTTPException) else None
         return JSONResponse(_body(status, text.get(status, "the request is not valid"), None, None), status, headers)
 
-    async def unknown(_: Request, error: Exception) -> JSONResponse:
+    async def unknown(request: Request, error: Exception) -> JSONResponse:
         del error  # uvicorn logs it with its traceback
-        return _internal()
+        # This is answered outside of all gates, so the id is put on it here.
+        return _internal({"x-request-id": record_of(request.scope).request_id})
 
     app.add_exception_handler(OpenAutoGLMError, known)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unknown)
 
 
-def _internal() -> JSONResponse:
-    return JSONResponse(_body(500, "internal error; the server's log says more", None, None), 500)
+def _internal(headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(_body(500, "internal error; the server's log says more", None, None), 500, headers)
 
 
 def _body(status: int, message: str, parameter: str | None, code: str | None) -> dict[str, Any]:

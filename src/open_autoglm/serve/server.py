@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,9 +22,12 @@ from open_autoglm.serve.guards.reload import reload_on_hangup
 from open_autoglm.serve.guards.transport_security import ServerContext
 from open_autoglm.serve.models.model_client import Models
 from open_autoglm.serve.settings import ServeSettings
+from open_autoglm.serve.watching.log_output import logging_to_stderr
 
 _CLOSING_SECONDS: Final = 5
 """What connections get to take their last bytes once the engine is done."""
+
+_log = logging.getLogger("open_autoglm.serve.server")
 
 
 class _DrainingServer(uvicorn.Server):
@@ -76,7 +79,8 @@ def run_server(
     """Serve until SIGTERM or SIGINT; answers in work get `settings.drain_seconds` to end, a second signal ends them.
 
     listener: where to listen. started: the program's begin by `time.monotonic`. tls: as `tls_context` made it.
-    reread: reads the settings again, on SIGHUP. One line on stderr says the URL when the server is ready.
+    reread: reads the settings again, on SIGHUP. The log goes to stderr; one line of it says the URL when the server is
+    ready.
     Raises ConfigurationError or StorageError for a key file that cannot be used, and what loading the models raises.
     """
     settings = with_open_files(settings)
@@ -84,7 +88,8 @@ def run_server(
     config = uvicorn.Config(
         app,
         **connection_options(settings, tls),
-        log_level="warning",
+        log_config=None,  # its loggers go where all go
+        log_level="warning" if settings.watching.log_level != "debug" else "info",
         access_log=False,
         lifespan="on",
         server_header=False,
@@ -97,10 +102,13 @@ def run_server(
             read = reread
             reload_on_hangup(app.state.guards, tls, lambda: with_open_files(read()))
         url, names = _url(listener, is_encrypted=tls is not None), ", ".join(models.names())
-        print(f"ready: {url} serves {names} (started in {seconds:.1f} s)", file=sys.stderr, flush=True)  # noqa: T201
+        _log.info("ready: %s serves %s (started in %.1f s)", url, names, seconds)
 
     server = _DrainingServer(config, models, settings.drain_seconds, announce)
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+    with (
+        logging_to_stderr(settings.watching),
+        asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
+    ):
         runner.run(_serve(server, models, listener))
 
 

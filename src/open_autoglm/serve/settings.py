@@ -18,6 +18,7 @@ from open_autoglm.serve.guards.guard_settings import (
     TlsSettings,
 )
 from open_autoglm.serve.option_fields import option
+from open_autoglm.serve.watching.watch_settings import WatchSettings
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
@@ -55,6 +56,7 @@ class ServeSettings:
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     tls: TlsSettings = field(default_factory=TlsSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
+    watching: WatchSettings = field(default_factory=WatchSettings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

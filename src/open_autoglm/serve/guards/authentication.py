@@ -34,7 +34,10 @@ SCOPE_OF_ROUTE: Final = (
     ("/openapi.json", "models"),
 )
 """The scope that a path and those below it need; any other needs `admin`."""
+METRICS_ROUTE: Final = "/metrics"
+"""Public too, where the operator says so."""
 _PUBLIC: Final = frozenset(PUBLIC_ROUTES)
+_METRICS_PUBLIC: Final = "metrics_public"
 _CHECK_SECONDS: Final = 1.0
 """How often the key file is looked at."""
 
@@ -188,4 +191,13 @@ class KeyGate:
 
 def is_public(scope: Scope) -> bool:
     """Whether a request needs no key."""
-    return scope["path"] in _PUBLIC and scope["method"] in ("GET", "HEAD")
+    if scope["method"] not in ("GET", "HEAD"):
+        return False
+    path = scope["path"]
+    return path in _PUBLIC or (path == METRICS_ROUTE and scope.get("state", {}).get(_METRICS_PUBLIC) is True)
+
+
+def let_metrics_be_read(scope: Scope) -> None:
+    """Take a request for /metrics for a public one."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    state[_METRICS_PUBLIC] = True

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from open_autoglm.errors import ConfigurationError
-from open_autoglm.serve.guards.authentication import KeyGate, KeyRing
+from open_autoglm.serve.guards.authentication import METRICS_ROUTE, KeyGate, KeyRing, let_metrics_be_read
 from open_autoglm.serve.guards.browser_guard import BrowserPolicy, CorsGate, HostGate, SecurityHeaders, local_hosts
 from open_autoglm.serve.guards.cache_gate import CacheGate, IdentifyModel, ModelIdentity
 from open_autoglm.serve.guards.client_address import networks
@@ -126,6 +126,8 @@ class _GuardChain:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, self._closing(send))
             return
+        if scope["path"] == METRICS_ROUTE and self._guards.settings.watching.metrics_public:
+            let_metrics_be_read(scope)
         await self._guarded(scope, receive, send)
         self._guards.tick()
 

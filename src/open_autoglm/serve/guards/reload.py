@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -17,11 +17,13 @@ from open_autoglm.serve.settings import ServeSettings
 
 _NOTHING: Final = "nothing changed"
 
+_log = logging.getLogger("open_autoglm.serve.server")
+
 
 def reload_on_hangup(guards: Guards, context: ServerContext | None, reread: Callable[[], ServeSettings]) -> None:
     """From now on SIGHUP reads the settings again, within the running event loop.
 
-    What cannot be used is told on stderr, and the settings stay as they were. context: of TLS, whose certificate is
+    What cannot be used is told in the log, and the settings stay as they were. context: of TLS, whose certificate is
     read again too. Does nothing outside the main thread, where signals do not arrive.
     """
     if threading.current_thread() is threading.main_thread():
@@ -45,4 +47,4 @@ def reload(guards: Guards, context: ServerContext | None, reread: Callable[[], S
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
+    _log.info("%s", line)

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from open_autoglm.serve.error_shape import HttpError, error_body, error_response
 from open_autoglm.serve.guards.guard_settings import ConnectionSettings
+from open_autoglm.serve.watching.request_record import record_of
 
 _EVENT_STREAM: Final = b"text/event-stream"
 
@@ -107,6 +108,7 @@ class RequestTimeout:
                 raise
             if ended:
                 return
+            record_of(scope).fail(504)
             fault = HttpError(504, f"the request took longer than {seconds:g} s, the most that this server gives it")
             if not started:
                 await error_response(fault)(scope, receive, send)

@@ -84,6 +84,7 @@ class EngineProcess:
         self._orders: dict[int, OpenOrder] = {}
         self._questions: dict[int, asyncio.Future[Reply]] = {}
         self._numbers = itertools.count(1)
+        self._num_restarts = 0
         self._num_open = 0
         self._pacer = Pacer()
         self._large = asyncio.Semaphore(_LARGE_ORDERS)
@@ -133,6 +134,11 @@ class EngineProcess:
     def num_open(self) -> int:
         """Choices that somebody waits for."""
         return self._num_open
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the process was started again after it had ended."""
+        return self._num_restarts
 
     @property
     def latency(self) -> Latency:
@@ -313,6 +319,7 @@ class EngineProcess:
                 return
             self._state, self._reason = "restarting", f"its engine {reason}"
             await asyncio.sleep(self._watch.backoff(failures))
+            self._num_restarts += 1
 
     async def _live(self, loaded: asyncio.Future[None]) -> str:
         """Start a process and watch it to its end. Returns how it ended; raises what loading the model raises."""

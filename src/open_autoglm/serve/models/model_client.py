@@ -78,6 +78,8 @@ class ModelStatus:
     aliases: other names that clients may use. card: known once it was loaded. stats: while it is loaded.
     is_ready: whether a real step succeeded within the last seconds. reason: why it is down, for people.
     created: seconds since 1970.
+    num_loads, num_evictions: how often a pool loaded it, and let it go to make room. num_restarts: how often its
+    process was started again after it had ended.
     """
 
     name: str
@@ -89,6 +91,9 @@ class ModelStatus:
     num_open: int = 0
     is_ready: bool = False
     reason: str | None = None
+    num_loads: int = 0
+    num_evictions: int = 0
+    num_restarts: int = 0
 
 
 class Models(Protocol):
@@ -125,6 +130,11 @@ class Models(Protocol):
 
 class StartedModel(ModelClient, Protocol):
     """A model that can be started and stopped by the server."""
+
+    @property
+    def num_restarts(self) -> int:
+        """How often its engine was started again after it had ended."""
+        ...
 
     async def start(self) -> None:
         """Be ready for orders on return. Raises what loading raises."""
@@ -180,6 +190,8 @@ class OneModel:
                 num_open=model.num_open,
                 is_ready=model.is_ready,
                 reason=model.reason,
+                num_loads=1,
+                num_restarts=model.num_restarts,
             )
         ]
 

@@ -59,7 +59,11 @@ class PoolLimits:
 
 @dataclass(eq=False)
 class _Slot:
-    """A model's place. bytes: what its process took when it was looked at last; 0 before. reserved: while it loads."""
+    """A model's place.
+
+    bytes: what its process took when it was looked at last; 0 before. reserved: while it loads. restarts: of processes
+    that have left.
+    """
 
     entry: ModelEntry
     client: EngineProcess | None = None
@@ -73,6 +77,9 @@ class _Slot:
     failures: int = 0
     error: EngineError | None = None
     retry_at: float = 0.0
+    loads: int = 0
+    evictions: int = 0
+    restarts: int = 0
 
     @property
     def is_idle(self) -> bool:
@@ -223,6 +230,7 @@ class ModelPool:
             slot.reserved = 0
             self._became_idle.set()
         slot.client, slot.card, slot.failures, slot.error = client, client.card, 0, None
+        slot.loads += 1
         slot.bytes = client.memory
         return client
 
@@ -272,6 +280,8 @@ class ModelPool:
         client, slot.client = slot.client, None
         if client is not None:
             slot.latency = client.latency
+            slot.evictions += 1
+            slot.restarts += client.num_restarts
             await client.stop()
 
     async def _look(self) -> None:
@@ -291,7 +301,17 @@ class ModelPool:
             is_down = slot.error is not None and slot.loading is None
             state = "failed" if is_down else "loading" if slot.loading is not None else "not loaded"
             reason = str(slot.error) if is_down else None
-            return ModelStatus(entry.name, state, self._created, entry.aliases, slot.card, reason=reason)
+            return ModelStatus(
+                entry.name,
+                state,
+                self._created,
+                entry.aliases,
+                slot.card,
+                reason=reason,
+                num_loads=slot.loads,
+                num_evictions=slot.evictions,
+                num_restarts=slot.restarts,
+            )
         return ModelStatus(
             entry.name,
             client.state,
@@ -302,4 +322,7 @@ class ModelPool:
             client.num_open,
             client.is_ready,
             client.reason,
+            slot.loads,
+            slot.evictions,
+            slot.restarts + client.num_restarts,
         )

@@ -17,6 +17,8 @@ from open_autoglm.errors import OpenAutoGLMError
 from open_autoglm.serve.error_shape import error_body
 from open_autoglm.serve.guards.rate_limits import TokenMeter, meter_of
 from open_autoglm.serve.models.model_client import Models
+from open_autoglm.serve.watching.request_record import record_of
+from open_autoglm.serve.watching.watched_models import WatchedModels, watched
 
 STREAM_END: Final = "data: [DONE]\n\n"
 _STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -47,10 +49,11 @@ async def answer(
     request: Request, models: Models, name: str, order: Order, writer: AnswerWriter, *, stream: bool
 ) -> Response:
     """Ask a model and answer the client. Faults before the first token get a status of their own."""
+    asked = watched(models, record_of(request.scope))
     if not stream:
-        body = await unless_gone(request, _whole(models, name, order, writer))
+        body = await unless_gone(request, _whole(asked, name, order, writer))
         return client_gone() if body is None else JSONResponse(body)
-    events = _events(models, name, order, writer, meter_of(request.scope))
+    events = _events(asked, name, order, writer, meter_of(request.scope))
     head = await unless_gone(request, anext(events))
     if head is None:
         return client_gone()
@@ -59,7 +62,7 @@ async def answer(
 
 async def reply_to(request: Request, models: Models, name: str, question: Question) -> Reply | None:
     """The reply of a model to a question; nothing if the client goes away first."""
-    return await unless_gone(request, _reply(models, name, question))
+    return await unless_gone(request, _reply(watched(models, record_of(request.scope)), name, question))
 
 
 async def unless_gone(request: Request, work: Awaitable[_Result]) -> _Result | None:
@@ -85,20 +88,20 @@ def event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-async def _whole(models: Models, name: str, order: Order, writer: AnswerWriter) -> dict[str, Any]:
+async def _whole(models: WatchedModels, name: str, order: Order, writer: AnswerWriter) -> dict[str, Any]:
     async with models.use(name) as model:
         for piece in await model.answer(order):
             writer.add(piece)
     return writer.whole()
 
 
-async def _reply(models: Models, name: str, question: Question) -> Reply:
+async def _reply(models: WatchedModels, name: str, question: Question) -> Reply:
     async with models.use(name) as model:
         return await model.ask(question)
 
 
 async def _events(
-    models: Models, name: str, order: Order, writer: AnswerWriter, meter: TokenMeter
+    models: WatchedModels, name: str, order: Order, writer: AnswerWriter, meter: TokenMeter
 ) -> AsyncGenerator[str, None]:
     """All events of a stream; the first is ready when the engine has computed a token of some choice."""
     used = _TokensUsed(order)

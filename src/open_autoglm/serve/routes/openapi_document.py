@@ -19,6 +19,8 @@ from open_autoglm.version import __version__
 
 _JSON: Final = "application/json"
 _EVENTS: Final = "text/event-stream"
+_PLAIN: Final = "text/plain"
+_OPEN_METRICS: Final = "application/openmetrics-text"
 _ANSWER: Final = {400: "A field is at fault.", 404: "There is no such model.", 413: "The body is too large."}
 _ALWAYS: Final = {
     401: "The key is missing or wrong.",
@@ -31,7 +33,10 @@ _ALWAYS: Final = {
 
 @dataclass(frozen=True)
 class Operation:
-    """A route. body: what checks the request. answer: a name in `RESPONSES`. chunk: of the events, if it streams."""
+    """A route. body: what checks the request. answer: a name in `RESPONSES`. chunk: of the events, if it streams.
+
+    media: the types that the answer may have.
+    """
 
     path: str
     method: str
@@ -40,6 +45,7 @@ class Operation:
     body: type[BaseModel] | None = None
     chunk: str | None = None
     is_public: bool = False
+    media: tuple[str, ...] = (_JSON,)
 
 
 OPERATIONS: Final = (
@@ -54,6 +60,7 @@ OPERATIONS: Final = (
     Operation("/detokenize", "post", "Tokens to text", "Text", DetokenizeRequest),
     Operation("/v1/models", "get", "What models there are", "Models"),
     Operation("/v1/models/{model}", "get", "One model", "Model"),
+    Operation("/metrics", "get", "Numbers for Prometheus", "Metrics", media=(_PLAIN, _OPEN_METRICS)),
     Operation("/health", "get", "Whether the server lives", "Health", is_public=True),
     Operation("/ready", "get", "Whether its models have just computed a step", "Readiness", is_public=True),
 )  # fmt: skip
@@ -84,7 +91,7 @@ def openapi_document() -> dict[str, Any]:
 
 def _described(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
     name = operation.path.strip("/").replace("v1/", "").replace("/", "_").replace("{model}", "one")
-    content = {_JSON: {"schema": _ref(operation.answer)}}
+    content = {media: {"schema": _ref(operation.answer)} for media in operation.media}
     if operation.chunk is not None:
         content[_EVENTS] = {"schema": {"type": "string", "description": f"Events, each a {operation.chunk}."}}
     described: dict[str, Any] = {

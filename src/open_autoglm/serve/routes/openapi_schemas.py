@@ -194,6 +194,7 @@ RESPONSES: Final[dict[str, Schema]] = {
         }
     ),
     "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
+    "Metrics": {"type": "string", "description": "In the exposition format, one sample a line."},
     "Health": _object(
         {
             "status": {"enum": ["ok", "stopping"]},

@@ -19,6 +19,8 @@ from open_autoglm.serve.routes.chat_request import TemplateOptions
 from open_autoglm.serve.routes.request_model import RequestModel, TokenId
 from open_autoglm.serve.routes.tool_fields import MESSAGE_SCHEMA, ToolFields, written_tools
 from open_autoglm.serve.settings import ServeSettings
+from open_autoglm.serve.watching.request_record import record_of
+from open_autoglm.serve.watching.watched_models import watched
 
 _Message = Annotated[dict[str, Any], WithJsonSchema(MESSAGE_SCHEMA)]
 
@@ -88,7 +90,7 @@ class TokenizeRoutes:
     async def tokenize(self, request: Request) -> Response:
         """Text or messages -> tokens."""
         asked = TokenizeRequest.parse(await read_json_object(request, self._settings.max_body))
-        found = await unless_gone(request, self._ask(self._models.resolve(asked.model), asked.order()))
+        found = await unless_gone(request, self._ask(request, asked.model, asked.order()))
         reply, max_context = (None, 0) if found is None else found
         if not isinstance(reply, Tokens):
             return client_gone()
@@ -103,11 +105,14 @@ class TokenizeRoutes:
     async def detokenize(self, request: Request) -> Response:
         """Tokens -> text."""
         asked = DetokenizeRequest.parse(await read_json_object(request, self._settings.max_body))
-        found = await unless_gone(request, self._ask(self._models.resolve(asked.model), DetokenizeOrder(asked.tokens)))
+        found = await unless_gone(request, self._ask(request, asked.model, DetokenizeOrder(asked.tokens)))
         if found is None or not isinstance(found[0], Text):
             return client_gone()
         return JSONResponse({"prompt": found[0].text})
 
-    async def _ask(self, name: str, question: TokenizeOrder | DetokenizeOrder) -> tuple[Reply, int]:
-        async with self._models.use(name) as model:
+    async def _ask(
+        self, request: Request, name: str | None, question: TokenizeOrder | DetokenizeOrder
+    ) -> tuple[Reply, int]:
+        models = watched(self._models, record_of(request.scope))
+        async with models.use(self._models.resolve(name)) as model:
             return await model.ask(question), model.card.max_context
