@@ -67,7 +67,6 @@ def rest_fault(running: Twin, path: str, body: dict[str, Any]) -> tuple[int, dic
         {"stop": ["x" * 257]},
         {"stop": ["x"] * 17},
         {"stop_token_ids": [-1]},
-        {"stop_token_ids": [10**6]},
         {"reasoning_effort": "much"},
         {"reasoning_effort": "high"},
         {"model": "other"},
@@ -77,7 +76,6 @@ def rest_fault(running: Twin, path: str, body: dict[str, Any]) -> tuple[int, dic
         {"guided_json": "{"},
         {"guided_json": '{"type": "nonsense"}'},
         {"guided_json": '{"not": {}}'},
-        {"guided_grammar": "root ::="},
         {"guided_choice": ["a"], "guided_regex": "a"},
         {"parallel_tool_calls": True},
         {"metadata": {"a": "x" * 600}},
@@ -349,18 +347,6 @@ def test_a_message_beyond_the_limit_is_refused_before_it_is_taken(talker: Twin) 
     assert code_of(status) is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_a_compressed_message_is_refused_and_never_unpacked(talker: Twin) -> None:
-    bomb = b"\x00" * 30_000_000
-    assert len(gzip.compress(bomb)) < 50_000, "what is sent is within the limit"
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with grpc.insecure_channel(talker.target) as channel:
-        call = channel.unary_unary("/open_autoglm.v1.LanguageModels/Chat")
-        with pytest.raises(grpc.RpcError) as caught:
-            call(bomb, timeout=30, compression=grpc.Compression.Gzip)
-    assert caught.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000, "kilobytes"
-
-
 def test_metadata_beyond_the_limits_is_refused(talker: Twin) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         talker.stub.Chat(chat(), timeout=30, metadata=[("x-large", "x" * 40_000)])
@@ -403,34 +389,46 @@ def header(name: str, value: str) -> bytes:
     return b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
 
 
-HEADERS = b"".join(
-    header(*item)
-    for item in (
-        (":method", "POST"),
-        (":scheme", "http"),
-        (":path", "/open_autoglm.v1.LanguageModels/Chat"),
-        (":authority", "localhost"),
-        ("te", "trailers"),
-        ("content-type", "application/grpc"),
-    )
+HEADERS = (
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", "/open_autoglm.v1.LanguageModels/Chat"),
+    (":authority", "localhost"),
+    ("te", "trailers"),
+    ("content-type", "application/grpc"),
 )
 
 
-def test_a_message_that_never_comes_ends_in_time(dialogue_bundle: Path) -> None:
-    with (
-        twin(dialogue_bundle, connections=ConnectionSettings(body_seconds=0.3, keep_alive_seconds=60)) as running,
-        socket.create_connection(("127.0.0.1", int(running.target.split(":")[1])), 10) as raw,
-    ):
-        raw.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(1, 4, 1, HEADERS))
+def written(target: str, data: bytes = b"", added: tuple[tuple[str, str], ...] = ()) -> bytes:
+    """What a server sends until it ends a call that was written by hand, and never ends by itself."""
+    fields = b"".join(header(*item) for item in (*HEADERS, *added))
+    parts = [data[start : start + 16_000] for start in range(0, len(data), 16_000)]
+    host, port = target.split(":")
+    with socket.create_connection((host, int(port)), 10) as raw:
+        raw.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(1, 4, 1, fields))
+        raw.sendall(b"".join(frame(0, 0, 1, part) for part in parts))
         found = b""
-        began = time.monotonic()
         while b"grpc-status" not in found:
             data = raw.recv(65_536)
             assert data, "the connection stays open"
             found += data
-        assert time.monotonic() - began < 8
-        assert b"message did not come" in found.replace(b"%20", b" ")
+        return found
+
+
+def test_a_message_that_never_comes_ends_in_time(dialogue_bundle: Path) -> None:
+    with twin(dialogue_bundle, connections=ConnectionSettings(body_seconds=0.3)) as running:
+        for data in (b"", b"\x00\x00\x00\x10\x00" + b"x" * 100):
+            assert b"message did not come" in written(running.target, data).replace(b"%20", b" ")
         assert running.stub.Chat(chat(), timeout=30).choices
+
+
+def test_a_compressed_message_is_refused_and_never_unpacked(talker: Twin) -> None:
+    bomb = gzip.compress(b"\x00" * 40_000_000)
+    assert len(bomb) < 50_000, "what is sent is within the limit"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = b"\x01" + struct.pack(">I", len(bomb)) + bomb
+    assert b"disabled" in written(talker.target, message, (("grpc-encoding", "gzip"),))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000, "kilobytes"
 
 
 def test_one_call_too_many_is_told_to_come_again(dialogue_bundle: Path) -> None:

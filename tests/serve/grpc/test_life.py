@@ -22,9 +22,11 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from open_autoglm.errors import ConfigurationError
 from open_autoglm.serve.grpc import open_autoglm_pb2 as pb
 from open_autoglm.serve.grpc.language_models import SERVICE
 from open_autoglm.serve.grpc.open_autoglm_pb2_grpc import LanguageModelsStub
+from open_autoglm.serve.settings import ServeSettings
 from tests.serve.grpc.conftest import Twin, chat, twin
 from tests.serve.process_tools import COMMAND, ENVIRONMENT, wait_until, workers_of
 
@@ -81,7 +83,8 @@ def test_clients_that_go_away_leave_nothing_behind(talker: Twin) -> None:
 def test_health_and_reflection_say_what_there_is(talker: Twin) -> None:
     health = HealthStub(talker.channel)
     for service in ("", SERVICE):
-        assert health.Check(HealthCheckRequest(service=service)).status == SERVING
+        asked = HealthCheckRequest(service=service)
+        wait_until(lambda asked=asked: health.Check(asked).status == SERVING)  # the engine computes a step at first
     with pytest.raises(grpc.RpcError) as caught:
         health.Check(HealthCheckRequest(service="other"))
     assert caught.value.code() is Code.NOT_FOUND
@@ -91,13 +94,14 @@ def test_health_and_reflection_say_what_there_is(talker: Twin) -> None:
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
-    file = database.FindFileContainingSymbol(f"{SERVICE}.StreamChat")
-    assert file == pb.DESCRIPTOR.serialized_pb or file.SerializeToString() == pb.DESCRIPTOR.serialized_pb
+    file = database.FindFileContainingSymbol(SERVICE)
+    assert file.SerializeToString() == pb.DESCRIPTOR.serialized_pb
 
 
 def test_health_needs_no_key_and_reflection_does(dialogue_bundle: Path) -> None:
     with twin(dialogue_bundle, api_key="k") as running:
-        assert HealthStub(running.channel).Check(HealthCheckRequest()).status == SERVING
+        health = HealthStub(running.channel)
+        wait_until(lambda: health.Check(HealthCheckRequest()).status == SERVING)
         with pytest.raises(grpc.RpcError) as caught:
             ProtoReflectionDescriptorDatabase(running.channel).get_services()
         assert caught.value.code() is Code.UNAUTHENTICATED
@@ -173,7 +177,7 @@ def test_sigterm_lets_calls_end_and_takes_no_more(dialogue_bundle: Path) -> None
         assert caught.value.code() is Code.UNAVAILABLE
 
 
-def test_what_cannot_be_is_told_before_a_model_loads(dialogue_bundle: Path, free_port: Any) -> None:
+def test_what_cannot_be_is_told_before_a_model_loads(dialogue_bundle: Path) -> None:
     def fails(*arguments: str) -> str:
         done = subprocess.run(
             [*COMMAND, "serve", str(dialogue_bundle), *arguments],
@@ -190,9 +194,9 @@ def test_what_cannot_be_is_told_before_a_model_loads(dialogue_bundle: Path, free
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert "--grpc-port" in fails("--port", "0", "--grpc-port", port)
-    port = str(free_port())
-    assert "give two" in fails("--port", port, "--grpc-port", port)
-    assert "not a port" in fails("--grpc-port", "70000")
+    for options, words in (({"port": 7, "grpc_port": 7}, "give two"), ({"grpc_port": 70_000}, "not a port")):
+        with pytest.raises(ConfigurationError, match=words):
+            ServeSettings(**options)
 
 
 def test_nothing_of_grpc_is_loaded_without_the_port(dialogue_bundle: Path) -> None:

@@ -61,7 +61,7 @@ class CallGuard:
 
     def __init__(self, guards: Guards) -> None:
         self._guards = guards
-        self._num_open = 0
+        self._num_open = self._num_working = 0
 
     @property
     def settings(self) -> ServeSettings:
@@ -78,16 +78,26 @@ class CallGuard:
         """The guards of the REST routes."""
         return self._guards
 
+    @property
+    def num_working(self) -> int:
+        """Calls that a server waits for before it ends."""
+        return self._num_working
+
     @contextmanager
-    def open_call(self) -> Iterator[None]:
-        """Count a call for as long as it is open. Raises HttpError 503 for one too many."""
+    def open_call(self, *, works: bool = True) -> Iterator[None]:
+        """Count a call for as long as it is open. works: it has an end of its own, for which a server waits.
+
+        Raises HttpError 503 for one too many.
+        """
         if self._num_open >= self.limits.max_connections:
             raise HttpError(503, "too many calls are open; try again later", headers={"Retry-After": "1"})
         self._num_open += 1
+        self._num_working += works
         try:
             yield
         finally:
             self._num_open -= 1
+            self._num_working -= works
 
     def admit(self, path: str, metadata: Metadata, peer: str) -> Admitted:
         """Let a call in. path: of the REST route that does the same. peer: as gRPC writes it.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final
 
 import grpc
@@ -21,6 +22,9 @@ from open_autoglm.serve.settings import ServeSettings, listening_address
 
 _CLOSING_SECONDS: Final = 5.0
 """What calls get to take their last bytes once the models are done."""
+_LAST_SECONDS: Final = 0.5
+"""What those get that only watch, to hear of the end."""
+_POLL_SECONDS: Final = 0.02
 _HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 _MOST: Final = 2**31 - 1
 """gRPC's options are numbers of 32 bits."""
@@ -97,8 +101,14 @@ class GrpcServer:
             await asyncio.gather(self._following, return_exceptions=True)
             self._following = None
         await self._health.enter_graceful_shutdown()
-        drain = self._guards.settings.drain_seconds + _CLOSING_SECONDS
-        await self._server.stop(drain if seconds is None else seconds)
+        drain = self._guards.settings.drain_seconds + _CLOSING_SECONDS if seconds is None else seconds
+        stopping = asyncio.create_task(self._server.stop(drain))  # from now on it takes no more
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain):
+                while self._guard.num_working:  # noqa: ASYNC110 - calls end in many places
+                    await asyncio.sleep(_POLL_SECONDS)
+        await self._server.stop(min(drain, _LAST_SECONDS))  # who watches has no end of its own
+        await stopping
 
 
 def channel_options(settings: ServeSettings) -> dict[str, int]:

@@ -58,7 +58,7 @@ class HealthService(health.aio.HealthServicer):
     async def Watch(self, request: HealthCheckRequest, context: Context) -> None:  # noqa: N802 - gRPC's name
         """How a service is, now and whenever it changes."""
         try:
-            with self._guard.open_call():
+            with self._guard.open_call(works=False):
                 await super().Watch(request, context)
         except OpenAutoGLMError as error:
             await end(context, error)
@@ -76,7 +76,7 @@ class ReflectionService(reflection_aio.ReflectionServicer):
     ) -> AsyncIterator[ServerReflectionResponse]:
         """Answer each question."""
         try:
-            with self._guard.open_call():
+            with self._guard.open_call(works=False):
                 metadata = tuple(context.invocation_metadata() or ())
                 admitted = self._guard.admit(_DOCUMENT_PATH, metadata, context.peer())
                 with self._guard.charged(admitted):
