@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
@@ -147,7 +147,7 @@ def _credentials(tls: ServerContext) -> grpc.ServerCredentials:
     """Those of the files, read anew for a connection if the files were."""
     given = tls.files
 
-    def changed() -> grpc.ServerCertificateConfiguration | None:
+    def changed() -> Any:  # nothing for no change, which the types of grpc leave out
         nonlocal given
         if tls.files is given:
             return None

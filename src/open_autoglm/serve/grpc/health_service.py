@@ -11,7 +11,6 @@ from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION_SERVICE
 from grpc_reflection.v1alpha.reflection import aio as reflection_aio
-from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
 from open_autoglm.errors import OpenAutoGLMError
 from open_autoglm.serve.grpc.call_guard import CallGuard
@@ -26,7 +25,7 @@ _DOCUMENT_PATH: Final = "/openapi.json"
 """What reflection is to gRPC: the same scope."""
 
 
-class HealthService(health.aio.HealthServicer):
+class HealthService(health.aio.HealthServicer):  # pyright: ignore[reportAttributeAccessIssue] - it is there
     """grpc.health.v1.Health without a key, as `/ready`. services: names that it knows, besides the empty one."""
 
     def __init__(self, models: Models, guard: CallGuard, services: Sequence[str]) -> None:
@@ -71,16 +70,15 @@ class ReflectionService(reflection_aio.ReflectionServicer):
         super().__init__((*services, REFLECTION_SERVICE))
         self._guard = guard
 
-    async def ServerReflectionInfo(  # noqa: N802 - gRPC's name
-        self, request_iterator: AsyncIterator[ServerReflectionRequest], context: Context
-    ) -> AsyncIterator[ServerReflectionResponse]:
+    async def ServerReflectionInfo(self, request_iterator: Any, context: Context) -> AsyncIterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]  # noqa: N802 - gRPC's name
         """Answer each question."""
         try:
             with self._guard.open_call(works=False):
                 metadata = tuple(context.invocation_metadata() or ())
                 admitted = self._guard.admit(_DOCUMENT_PATH, metadata, context.peer())
                 with self._guard.charged(admitted):
-                    async for reply in super().ServerReflectionInfo(request_iterator, context):
+                    replies: Any = super().ServerReflectionInfo(request_iterator, context)
+                    async for reply in replies:
                         yield reply
         except OpenAutoGLMError as error:
             await end(context, error)

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -65,7 +65,7 @@ class LanguageModels:
             WholeMethod("GetModel", models, pb.GetModelRequest, self._get_model),
         ]
 
-    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+    def handler(self) -> grpc.GenericRpcHandler:
         """For a server's `add_generic_rpc_handlers`."""
         handlers = {method.name: CallHandler(method, self._guard).handler() for method in self.methods()}
         return grpc.method_handlers_generic_handler(SERVICE, handlers)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
@@ -63,12 +62,12 @@ def body_of(request: Message, place: str = "") -> dict[str, Any]:
     return body
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def _is_map(field: Any) -> bool:
     kind = field.message_type
     return kind is not None and kind.GetOptions().map_entry
 
 
-def _value(field: FieldDescriptor, value: Any, place: str) -> Any:
+def _value(field: Any, value: Any, place: str) -> Any:
     if field.full_name in _JSON_FIELDS:
         return json_object(value.encode(), place, place)
     if field.message_type is None:
