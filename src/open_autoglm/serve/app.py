@@ -13,7 +13,8 @@ from fastapi import FastAPI
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.serve.error_shape import HttpError, install_error_handlers
 from open_autoglm.serve.guards.cache_gate import IdentifyModel, ModelIdentity
-from open_autoglm.serve.guards.guard_chain import install_guards
+from open_autoglm.serve.guards.guard_chain import Guards, install_guards
+from open_autoglm.serve.guards.transport_security import ServerContext
 from open_autoglm.serve.models.model_client import Models, OneModel
 from open_autoglm.serve.routes.chat_route import ChatRoute
 from open_autoglm.serve.routes.classify_route import ClassifyRoute
@@ -31,6 +32,7 @@ from open_autoglm.version import __version__
 
 if TYPE_CHECKING:
     from open_autoglm.engine import LLM
+    from open_autoglm.serve.grpc.grpc_server import GrpcServer
 
 
 def create_app(llm: LLM, settings: ServeSettings) -> FastAPI:
@@ -48,10 +50,11 @@ def create_app(llm: LLM, settings: ServeSettings) -> FastAPI:
     return app
 
 
-def create_app_of(models: Models, settings: ServeSettings) -> FastAPI:
+def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | None = None) -> FastAPI:
     """The application over models that may live elsewhere. It starts and stops them.
 
-    `app.state` has `models`, `guards` and `watch`, for servers that speak other protocols beside it.
+    `app.state` has `models`, `guards` and `watch`; with a `grpc_port` also the gRPC twin, `grpc`, which it starts and
+    stops too. tls: for that one.
     Raises ConfigurationError or StorageError for a key file that cannot be used, ConfigurationError for traces that
     cannot be sent.
     """
@@ -61,8 +64,12 @@ def create_app_of(models: Models, settings: ServeSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await models.start()
         try:
+            if beside is not None:
+                await beside.start()
             yield
         finally:
+            if beside is not None:
+                await beside.stop()
             await models.stop()
             await watch.close()
 
@@ -79,8 +86,9 @@ def create_app_of(models: Models, settings: ServeSettings) -> FastAPI:
     app.state.models = models
     app.state.watch = watch
     install_error_handlers(app)
-    install_guards(app, settings, identity_of(models))
+    guards = install_guards(app, settings, identity_of(models))
     app.add_middleware(WatchGate, watch=watch, routes=lambda: app.routes)  # around the guards
+    beside = app.state.grpc = None if settings.grpc_port is None else _grpc_server(models, guards, tls)
     app.add_route("/v1/chat/completions", ChatRoute(models, settings).answer, methods=["POST"])
     app.add_route("/v1/completions", CompletionRoute(models, settings).answer, methods=["POST"])
     app.add_route("/v1/embeddings", EmbeddingRoute(models, settings).answer, methods=["POST"])
@@ -92,6 +100,16 @@ def create_app_of(models: Models, settings: ServeSettings) -> FastAPI:
     add_metrics_route(app, watch)
     mount_playground(app)
     return app
+
+
+def _grpc_server(models: Models, guards: Guards, tls: ServerContext | None) -> GrpcServer:
+    try:
+        from open_autoglm.serve.grpc.grpc_server import GrpcServer
+    except ImportError as error:
+        raise ConfigurationError(
+            f"--grpc-port needs packages that are not installed ({error.name}): pip install 'open-autoglm[grpc]'"
+        ) from None
+    return GrpcServer(models, guards, tls)
 
 
 def identity_of(models: Models) -> IdentifyModel:
