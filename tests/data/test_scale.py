@@ -22,8 +22,8 @@ from open_autoglm.data.example import Media
 from open_autoglm.data.example_store import ExampleStore, SavedExamples, StoredExamples
 from open_autoglm.data.keys import count_distinct, first_places
 from open_autoglm.data.line_file import LineFile
-from open_autoglm.data.readers import Row
 from open_autoglm.data.reading import RowSample
+from open_autoglm.data.rows import Row
 from open_autoglm.errors import DataError, StorageError
 
 WORDS = [

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from open_autoglm.data.answers import COPIED, FREE_ORDER, parse_answer
 from open_autoglm.data.example import Example
+from open_autoglm.data.example_store import pairs_of
 from open_autoglm.errors import DataError
 from open_autoglm.words import is_copied, is_spaceless
 
@@ -38,7 +39,7 @@ _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 def infer_labels(examples: Iterable[Example]) -> tuple[str, ...]:
     """The labels, most frequent first; equally frequent ones in the order of first use."""
-    return tuple(label for label, _ in Counter(example.answer.strip() for example in examples).most_common())
+    return tuple(label for label, _ in Counter(answer.strip() for _, answer in pairs_of(examples)).most_common())
 
 
 def infer_answer_schema(examples: Sequence[Example]) -> dict[str, Any]:
@@ -56,12 +57,13 @@ def infer_answer_schema(examples: Sequence[Example]) -> dict[str, Any]:
     Raises DataError for an answer that is not a JSON object or array.
     """
     root = _Seen()
-    for example in examples:
+    for place, (text, answer) in enumerate(pairs_of(examples)):
         try:
-            value = parse_answer(example.answer)
+            value = parse_answer(answer)
         except ValueError as error:
-            raise DataError(f"{example.source}: the answer is not a JSON object or array ({error})") from None
-        root.add(value, example.input_text)
+            source = examples[place].source
+            raise DataError(f"{source}: the answer is not a JSON object or array ({error})") from None
+        root.add(value, text)
     return {"$schema": _DIALECT, **root.schema()}
 
 
@@ -82,7 +84,7 @@ class _Seen:
         if isinstance(value, str):
             self.types["string"] += 1
             self.strings[value] += 1
-            self.copied += is_copied(value, text)
+            self.copied += value in text and is_copied(value, text)
         elif isinstance(value, dict):
             self.types["object"] += 1
             for name, inner in value.items():
