@@ -120,7 +120,8 @@ def test_a_file_of_both_sorts_keeps_its_order(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for in_memory in (1 << 30, 5000):
         prepared = prepare(path, task="instruction", in_memory=in_memory)
-        assert isinstance(prepared.train, StoredExamples) is (in_memory == 5000)
+        assert isinstance(prepared.train, StoredExamples)
+        assert prepared.train.store.is_on_disk is (in_memory == 5000)
         found = {e.source: e for split in (prepared.train, prepared.valid, prepared.test) for e in split}
         assert len(found) == 2499
         for number, row in enumerate(rows, start=1):

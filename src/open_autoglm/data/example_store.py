@@ -260,10 +260,6 @@ class StoredExamples(Sequence[Example]):  # noqa: PLW1641 - it may be large, and
             records[list(places)] = self.store.add_all(entries, keys=keys)
         return StoredExamples(self.store, records, self.origins)
 
-    def settled(self) -> Sequence[Example]:
-        """The examples alone, as a tuple, if they are in memory anyway."""
-        return self if self.store.is_on_disk else tuple(self)
-
     @property
     def keys(self) -> Keys:
         """The digests of all of them."""

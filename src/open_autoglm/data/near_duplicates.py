@@ -39,10 +39,11 @@ _COMMON_LEAST: Final = 10
 _COMMON_SAMPLE: Final = 5_000
 _NUMBERS_COUNT: Final = 200
 _THREADS: Final = 2
-_SIGNS: Final = re.compile(r"[\W_]+")
+_LETTERS_AND_DIGITS: Final = re.compile(r"[^\W_]+")
 _ASCII_SIGNS: Final = bytes(code for code in range(128) if not chr(code).isalnum())
 _ASCII_DIGITS: Final = b"0123456789"
-_NUMBERS: Final = re.compile(r"(?:[-+*/×÷^=<>]\s*)?\d(?:[\d.,:/*+×÷^=<>-]*\d)?%?")
+# A digit, or an operator before one: with a set at the beginning, texts are searched several times faster.
+_NUMBERS: Final = re.compile(r"[-+*/×÷^=<>\d](?:(?<=\d)|\s*\d)(?:[\d.,:/*+×÷^=<>-]*\d)?%?")
 _MIX: Final = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))
 _BASE: Final = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT: Final = np.uint64(33)
@@ -82,7 +83,7 @@ def plain_form(text: str) -> tuple[str, str]:
         has_numbers = len(data.translate(None, _ASCII_DIGITS)) != len(data)
     else:
         text = unicodedata.normalize("NFKC", text).casefold()
-        letters = _SIGNS.sub("", text) or text
+        letters = "".join(_LETTERS_AND_DIGITS.findall(text)) or text
         has_numbers = True
     if not has_numbers or len(letters) >= _NUMBERS_COUNT:
         return letters, ""

@@ -142,8 +142,7 @@ def prepare(
         split_by=_explain_split(files),
     )
     stages.end()
-    train_split, valid_split, test_split = (final[split].settled() for split in SPLITS)
-    return PreparedData(train_split, valid_split, test_split, result, report, changes.finish(final))
+    return PreparedData(final["train"], final["valid"], final["test"], result, report, changes.finish(final))
 
 
 class _Stages:

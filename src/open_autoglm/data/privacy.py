@@ -41,13 +41,14 @@ KINDS: Final[dict[str, str]] = {
 # In UTF-8, since bytes are looked through several times faster than a regular expression reads a text.
 ANNOUNCING: Final = (b"@", b"password", b"passwd", b"secret", b"token", b"-----begin")
 _ANNOUNCING_PARTS: Final = ("pass", "secret", "token", "key")
-_ANNOUNCING_WIDE: Final = tuple(word.encode() for word in ("密码", "口令", "密钥"))
-_API_KEY: Final = re.compile(rb"api[ _-]?key")
+ANNOUNCING_WIDE: Final = tuple(word.encode() for word in ("密码", "口令", "密钥"))
+API_KEY: Final = re.compile(rb"api[ _-]?key")
 _DIGIT: Final = re.compile(r"\d")
-_DIGITS: Final = re.compile(r"\d(?:[\s().-]{0,2}\d){6}|\d\.\d{1,3}\.\d")
+OTHER_DIGIT: Final = re.compile(r"[^\D0-9]")
+DIGITS: Final = re.compile(r"\d(?:[\s().-]{0,2}\d){6}|\d\.\d{1,3}\.\d")
 DIGITS_LEAST: Final = 7
 DOTTED_LEAST: Final = 3
-_COLONS: Final = re.compile(r"[0-9a-f]:[0-9a-f:]*:", re.IGNORECASE)
+COLONS: Final = re.compile(r"[0-9a-f]:[0-9a-f:]*:", re.IGNORECASE)
 LONG_RUN: Final = b"a" * 20
 _RUNS: Final = re.compile(rb"[A-Za-z0-9_-]{20,}")
 _BYTE_DIGIT: Final = re.compile(rb"[0-9]")
@@ -123,10 +124,10 @@ def is_worth_a_look(text: str) -> bool:
     for word in ANNOUNCING:
         if word in lowered:
             return True
-    if b"api" in lowered and _API_KEY.search(lowered) is not None:
+    if b"api" in lowered and API_KEY.search(lowered) is not None:
         return True
     is_ascii = len(data) == len(text)
-    if not is_ascii and any(word in data for word in _ANNOUNCING_WIDE):
+    if not is_ascii and any(word in data for word in ANNOUNCING_WIDE):
         return True
     digits = len(data) - len(data.translate(None, _ASCII_DIGITS))
     has_digit = digits > 0
@@ -134,9 +135,9 @@ def is_worth_a_look(text: str) -> bool:
     enough = digits >= DIGITS_LEAST or (digits >= DOTTED_LEAST and b"." in data)
     if not is_ascii:
         enough = has_digit or _DIGIT.search(text) is not None
-    if enough and _DIGITS.search(text) is not None:
+    if enough and DIGITS.search(text) is not None:
         return True
-    if b"h:" in data.translate(_HEXADECIMAL) and _COLONS.search(text) is not None:
+    if b"h:" in data.translate(_HEXADECIMAL) and COLONS.search(text) is not None:
         return True
     if LONG_RUN not in data.translate(RUN_MARKS):
         return False

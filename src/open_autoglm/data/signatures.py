@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +18,7 @@ SIGNATURE: Final = _BANDS * _ROWS
 """How many numbers a signature has."""
 
 _IN_MEMORY: Final = 200_000
-_SPAN: Final = 1 << 16
-_LONG: Final = 1024
+_SPAN: Final = 125_000
 _BASE: Final = np.uint64(0x9E3779B97F4A7C15)
 _KEY: Final = 8
 _FIRST_BITS: Final = 20
@@ -35,38 +33,22 @@ def sign(hashes: np.ndarray, counts: np.ndarray) -> np.ndarray:
     generator = np.random.default_rng(0x61757467)
     flips, factors = generator.integers(0, 2**32, (2, SIGNATURE), dtype=np.uint32)
     factors |= np.uint32(1)
-    starts = np.cumsum(counts) - counts
-    order = np.argsort(counts, kind="stable")
-    made = np.empty((SIGNATURE, len(counts)), dtype=np.uint32)
-    for start, end in _alike_in_length(counts[order]):
-        # Texts of like length side by side, the shorter ones filled up with their last shingle, so that one
-        # instruction compares several texts; or, of long texts, several shingles of one.
-        chosen = order[start:end]
-        last = counts[chosen] - 1
-        width = int(last[-1]) + 1
-        axis = 0 if width < _LONG else 1
-        steps = np.arange(width)
-        within = np.minimum(steps[:, None], last) if axis == 0 else np.minimum(steps, last[:, None])
-        table = hashes[within + (starts[chosen] if axis == 0 else starts[chosen][:, None])]
-        scratch = np.empty_like(table)
-        for column, (flip, factor) in enumerate(zip(flips, factors, strict=True)):
-            np.bitwise_xor(table, flip, out=scratch)
-            np.multiply(scratch, factor, out=scratch)
-            np.minimum.reduce(scratch, axis=axis, out=made[column, start:end])
-    signatures = np.empty((len(counts), SIGNATURE), dtype=np.uint32)
-    signatures[order] = made.T
-    return signatures
-
-
-def _alike_in_length(counts: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Runs of ascending numbers that differ by an eighth at most, and are so few that they stay in the cache."""
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    made = np.empty((len(counts), SIGNATURE), dtype=np.uint32)
     start = 0
     while start < len(counts):
-        least = int(counts[start])
-        end = int(np.searchsorted(counts, max(least + 8, least + least // 8), side="right"))
-        end = min(end, start + max(1, _SPAN // int(counts[end - 1])))
-        yield start, end
+        # So few at a time that they stay in the processor's cache.
+        end = int(np.searchsorted(starts, starts[start] + _SPAN, side="right")) - 1
+        end = min(len(counts), max(start + 1, end))
+        part = hashes[starts[start] : starts[end]]
+        firsts = starts[start:end] - starts[start]
+        scratch = np.empty_like(part)
+        for column, (flip, factor) in enumerate(zip(flips, factors, strict=True)):
+            np.bitwise_xor(part, flip, out=scratch)
+            np.multiply(scratch, factor, out=scratch)
+            made[start:end, column] = np.minimum.reduceat(scratch, firsts)
         start = end
+    return made
 
 
 class BandKeys:
