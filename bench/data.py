@@ -6,7 +6,10 @@ python bench/data.py --rows 10000 100000 1000000 5000000 --gigabytes 1 5 --datas
 Each measurement is a process of its own; the two take turns. The peer does the same cleaning (peers/
 clean_with_datasets.py) with datasets and datasketch: pip install datasets datasketch, in an environment of its own.
 Ours finds more on the way: the task, the schema of the answers, contradictions, outliers, languages.
-Memory is that of all processes of a side (PSS), looked at ten times a second.
+Memory is that of all processes of a side (PSS), looked at ten times a second. A peer that was not done in its time
+(--peer-patience) is not tried with more rows, nor with more than --peer-most. Where others work on the machine, seconds
+say little: `rows_per_cpu_s` and `times_less_computing` count what the processors did, `load_average` says how busy they
+were before each run.
 Writes bench/results/data.json and a plot.
 """
 
@@ -22,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +60,9 @@ def main() -> None:
         _say(f"{PEER}: missing: {reason}")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
-        for rows in arguments.rows:
-            record["rows"][str(rows)] = _compare(folder, rows, arguments, record["sides"])
+        for rows in sorted(arguments.rows):
+            left_out = dict(_left_out(rows, arguments.peer_most, record))
+            record["rows"][str(rows)] = _compare(folder, rows, arguments, record["sides"], left_out)
             write_json(path, record)
         for gigabytes in arguments.gigabytes:
             record["gigabytes"][f"{gigabytes:g}"] = _measure_size(folder, gigabytes, arguments.patience)
@@ -73,6 +78,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side, up to 100,000 rows; one beyond")
     parser.add_argument("--patience", type=float, default=3600.0, help="seconds after which a process is stopped")
     parser.add_argument("--peer-patience", type=float, help="the same for the peer, if it is another time")
+    parser.add_argument("--peer-most", type=int, help="the most rows that the peer is given")
     parser.add_argument(
         "--datasets-python",
         default=os.environ.get("OPEN_AUTOGLM_BENCH_DATASETS_PYTHON", sys.executable),
@@ -94,8 +100,22 @@ def _missing(python: str) -> str:
     return "" if done.returncode == 0 else f"{(done.stderr.strip().splitlines() or ['?'])[-1]}; {_INSTALL}"
 
 
+def _left_out(rows: int, most: int | None, record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The peer with why it is not tried with so many rows: it would not be done, or was not asked for."""
+    if "missing" in record["sides"][PEER]:
+        yield PEER, "missing"
+    elif most is not None and rows > most:
+        yield PEER, f"not tried with more than {most:,} rows"
+    elif stopped := [int(less) for less, found in record["rows"].items() if "stopped" in found.get(PEER, {})]:
+        yield PEER, f"not tried: it was stopped with {min(stopped):,} rows"
+
+
 def _compare(
-    folder: Path, rows: int, arguments: argparse.Namespace, sides: dict[str, dict[str, Any]]
+    folder: Path,
+    rows: int,
+    arguments: argparse.Namespace,
+    sides: dict[str, dict[str, Any]],
+    left_out: dict[str, str],
 ) -> dict[str, Any]:
     path = folder / "rows.jsonl"
     write_rows(path, rows)
@@ -110,7 +130,7 @@ def _compare(
     stopped: dict[str, str] = {}
     for turn in range(arguments.rounds if rows <= _REPEATED else 1):
         for side, command in commands.items():
-            if "missing" in sides[side] or side in stopped:
+            if side in left_out or side in stopped:
                 continue
             found = _run([*command, str(path)], folder, patience[side])
             if "stopped" in found:
@@ -125,14 +145,15 @@ def _compare(
         if found:
             result[side] = {
                 "rows_per_s": round(statistics.median(rows / run["seconds"] for run in found)),
+                "rows_per_cpu_s": round(statistics.median(rows / run["cpu_seconds"] for run in found)),
                 "seconds": [round(run["seconds"], 2) for run in found],
                 "cpu_seconds": [run["cpu_seconds"] for run in found],
                 "peak_bytes": max(run["peak_bytes"] for run in found),
                 **{name: found[0][name] for name in ("kept", "duplicates", "near_duplicates", "private")},
                 "load_average": [run["load_average"] for run in found],
             }
-        elif side in stopped:
-            result[side] = {"stopped": stopped[side]}
+        elif why := stopped.get(side) or left_out.get(side):
+            result[side] = {"stopped" if side in stopped else "left_out": why}
     if runs[OURS] and runs[PEER]:
         ratios = [peer["seconds"] / ours["seconds"] for ours, peer in zip(runs[OURS], runs[PEER], strict=False)]
         result["times_as_fast"] = round(statistics.median(ratios), 2)
@@ -151,6 +172,7 @@ def _measure_size(folder: Path, gigabytes: float, patience: float) -> dict[str, 
     path.unlink()
     if "seconds" in found:
         result["rows_per_s"] = round(rows / found["seconds"])
+        result["rows_per_cpu_s"] = round(rows / found["cpu_seconds"])
         result["megabytes_per_s"] = round(result["bytes"] / found["seconds"] / 1e6, 2)
         result["peak_bytes_per_row"] = round(found["peak_bytes"] / rows)
     _say(json.dumps(result))
@@ -214,13 +236,12 @@ def _show(record: dict[str, Any]) -> str:
     measured = record["rows"]
 
     def cells(side: str, name: str) -> list[str]:
-        return [
-            str(found.get(side, {}).get(name, found.get(side, {}).get("stopped", ""))) for found in measured.values()
-        ]
+        return [str(found.get(side, {}).get(name, "")) for found in measured.values()]
 
     lines = {}
     for side in (OURS, PEER):
         lines[f"{side}, rows/s"] = cells(side, "rows_per_s")
+        lines[f"{side}, rows/CPU s"] = cells(side, "rows_per_cpu_s")
         lines[f"{side}, peak MB"] = [
             f"{found[side]['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in found.get(side, {}) else ""
             for found in measured.values()
@@ -228,10 +249,13 @@ def _show(record: dict[str, Any]) -> str:
     lines["times as fast"] = [str(found.get("times_as_fast", "")) for found in measured.values()]
     lines["times less computing"] = [str(found.get("times_less_computing", "")) for found in measured.values()]
     text = table([f"{int(rows):,} rows" for rows in measured], lines)
+    for rows, found in measured.items():
+        if why := found.get(PEER, {}).get("stopped") or found.get(PEER, {}).get("left_out"):
+            text += f"\n{int(rows):,} rows, {PEER}: {why}"
     for size, found in record["gigabytes"].items():
         text += f"\n{size} GB: " + ", ".join(
             f"{name} {found[name]}"
-            for name in ("rows", "seconds", "rows_per_s", "peak_bytes", "stopped")
+            for name in ("rows", "seconds", "rows_per_s", "rows_per_cpu_s", "peak_bytes", "stopped")
             if name in found
         )
     return text

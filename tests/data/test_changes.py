@@ -94,6 +94,11 @@ def test_everything_done_is_counted_and_undone(tmp_path: Path) -> None:
     assert [{"text": e.input_text, "label": e.answer} for e in undone["test"]] == held_out
     loaded = PreparedData.load(tmp_path / "run")
     assert undo_changes({s: getattr(loaded, s) for s in SPLITS}, tmp_path / "run") == undone
+    on_disk = undo_changes(
+        {s: getattr(loaded, s) for s in SPLITS}, tmp_path / "run", scratch=tmp_path / "x", in_memory=0
+    )
+    assert on_disk == undone and on_disk["train"].store.is_on_disk and not undone["train"].store.is_on_disk
+    assert list((tmp_path / "x").iterdir()) == []
     fewer = prepare(tmp_path / "a.jsonl", test=tmp_path / "t.jsonl", task="classification", remove_near_duplicates=True)
     assert sum(fewer.report.split_sizes.values()) == sum(prepared.report.split_sizes.values()) - 2
     with pytest.raises(StorageError, match="does not belong to these examples"):
@@ -113,6 +118,14 @@ def test_changes_of_all_sorts_come_back(tmp_path: Path) -> None:
     splits = {"train": changed[2:], "valid": changed[:2]}
     save_changes(log.finish(splits), tmp_path)
     assert undo_changes(splits, tmp_path) == {"train": list(read)}
+
+
+@pytest.mark.parametrize("place", [-1, 10**12, 1.5, "0", None])
+def test_a_change_of_a_row_that_cannot_be_is_refused(tmp_path: Path, place: object) -> None:
+    line = {"change": "order", "split": "train", "places": [["train", [place]]]}
+    (tmp_path / "changes.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(StorageError, match="does not belong to these examples"):
+        undo_changes({"train": [pair("q", "a")]}, tmp_path)
 
 
 def test_lengths_far_from_the_others_are_noted() -> None:

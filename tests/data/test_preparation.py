@@ -14,6 +14,7 @@ import pytest
 
 from open_autoglm.chat.messages import Role
 from open_autoglm.data import PreparedData, load_examples, prepare
+from open_autoglm.data.example_store import StoredExamples
 from open_autoglm.errors import ConfigurationError, DataError, StorageError
 from open_autoglm.task import Task, TaskKind
 
@@ -79,7 +80,10 @@ def test_the_digest_is_of_the_examples_and_not_of_their_place(tmp_path: Path) ->
 
 
 def test_examples_for_scoring_are_read_like_the_training_file(snips: PreparedData, tmp_path: Path) -> None:
-    assert load_examples(SNIPS / "test.jsonl", snips.task) == list(snips.test)
+    in_memory = load_examples(SNIPS / "test.jsonl", snips.task)
+    assert in_memory == list(snips.test)
+    on_disk = load_examples(SNIPS / "test.jsonl", snips.task, in_memory=0)
+    assert isinstance(on_disk, StoredExamples) and on_disk.store.is_on_disk and on_disk == in_memory
     assert [e.answer for e in load_examples(SNIPS / "test.jsonl")][:50] == [e.answer for e in snips.test][:50]
     few = write_lines(tmp_path / "few.jsonl", [{"prompt": "play it", "response": {"slots": {}, "intent": "PlayMusic"}}])
     assert [e.answer for e in load_examples(few, snips.task)] == ['{"intent": "PlayMusic", "slots": {}}']

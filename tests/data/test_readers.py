@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from open_autoglm.data.readers import FileRows, read_rows
+from open_autoglm.data.readers import read_rows
+from open_autoglm.data.rows import FileRows
 from open_autoglm.errors import DataError
 
 CHINESE = "这家酒店的服务非常好，房间干净，早餐丰富。"

@@ -22,8 +22,8 @@ from open_autoglm.data.example import Media
 from open_autoglm.data.example_store import ExampleStore, SavedExamples, StoredExamples
 from open_autoglm.data.keys import count_distinct, first_places
 from open_autoglm.data.line_file import LineFile
-from open_autoglm.data.readers import Row
 from open_autoglm.data.reading import RowSample
+from open_autoglm.data.rows import Row
 from open_autoglm.errors import DataError, StorageError
 
 WORDS = [
@@ -101,8 +101,8 @@ def test_on_disk_is_as_in_memory(tmp_path: Path, make: Any, clean: bool) -> None
     settings: dict[str, Any] = {"mask_pii": clean, "remove_near_duplicates": clean, "seed": 3}
     small = prepare(path, **settings)
     large = prepare(path, scratch=scratch, in_memory=2000, **settings)
-    assert isinstance(small.train, tuple) and isinstance(large.train, StoredExamples)
-    assert large.train.store.is_on_disk
+    assert isinstance(small.train, StoredExamples) and isinstance(large.train, StoredExamples)
+    assert large.train.store.is_on_disk and not small.train.store.is_on_disk
     assert (large, large.digest(), large.report) == (small, small.digest(), small.report)
     assert list(large.changes) == list(small.changes)
     assert list(scratch.iterdir()) == []

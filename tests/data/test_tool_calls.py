@@ -22,7 +22,7 @@ from open_autoglm.data.encoding import lay_out_example
 from open_autoglm.data.example_store import StoredExamples
 from open_autoglm.data.findings import FindingLog
 from open_autoglm.data.layouts import find_layout
-from open_autoglm.data.normalisation import normalise_examples
+from open_autoglm.data.normalisation import normalise_example
 from open_autoglm.data.readers import read_rows
 from open_autoglm.data.shapes import read_examples
 from open_autoglm.engine.conversation import prompt_token_ids
@@ -159,7 +159,7 @@ def test_calls_that_cannot_be_read_leave_the_row_out_and_are_counted(tmp_path: P
 def test_masked_and_normalised_arguments_stay_json() -> None:
     call = ToolCall("mail", '{"to": "ann@example.com", "phone": 13912345678, "text": "a\\u0301\u2028b"}')
     example = Example((Message(USER, "q"), Message(ASSISTANT, "", tool_calls=(call,))), "f:1")
-    [spelled] = normalise_examples([example], FindingLog())
+    spelled = normalise_example(example, FindingLog())
     assert "\n" in spelled.messages[1].tool_calls[0].values()["text"]
     kinds = np.array([private_kinds(spelled)], dtype=np.uint8)
     [masked] = clean_private(StoredExamples.of([spelled]), kinds, FindingLog(), mask=True)
@@ -335,3 +335,42 @@ def test_the_task_keeps_the_tools_that_all_rows_share(tmp_path: Path, same: bool
     assert prepared.report.output["tools"] == len(names)
     calls = [call.name for e in prepared.train for m in e.messages for call in m.tool_calls]
     assert prepared.report.output["calls"] == {name: calls.count(name) for name in dict.fromkeys(calls)}
+
+
+XLAM = {
+    "id": 0,
+    "query": "Where can I find live giveaways for beta access, and add 1 to 2?",
+    "tools": json.dumps([
+        {"name": "live_giveaways", "description": "By type.",
+         "parameters": {"type": {"description": "Type of giveaway", "type": "str", "default": "game"}}},
+        {"name": "add", "description": "", "parameters": {"a": {"type": "int", "description": ""}}},
+    ]),
+    "answers": json.dumps([{"name": "live_giveaways", "arguments": {"type": "beta"}}, ARGUMENTS]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+@pytest.mark.parametrize("answers", ["answers", "answer"])
+def test_a_query_with_tools_and_the_calls_that_answer_it(tmp_path: Path, as_text: bool, answers: str) -> None:
+    """The shape of xLAM's function-calling-60k, as texts of JSON and as JSON itself."""
+    row = {**XLAM, answers: XLAM["answers"]}
+    if answers != "answers":
+        del row["answers"]
+    if not as_text:
+        row = {name: json.loads(str(row[name])) if name in ("tools", answers) else row[name] for name in row}
+    rows = [{**row, "id": number, "query": f"{row['query']} {number}"} for number in range(20)]
+    path = tmp_path / "xlam.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    file = read_rows(path)
+    layout = find_layout(file)
+    examples = read_examples(file, layout, FindingLog())
+    assert len(examples) == 20
+    for number, example in enumerate(examples):
+        assert example.input_text == f"{XLAM['query']} {number}"
+        calls = (ToolCall("live_giveaways", '{"type": "beta"}'), ToolCall("add", '{"a": 1}'))
+        assert example.messages[1] == Message(ASSISTANT, "", tool_calls=calls)
+        parameters = [tool["function"]["parameters"] for tool in example.tools]
+        assert parameters[0]["type"] == "object" and list(parameters[0]["properties"]) == ["type"]
+        assert parameters[0]["properties"]["type"]["type"] == "string"
+        assert parameters[1]["properties"]["a"]["type"] == "integer"
+    assert detect_task(examples, layout).kind is TaskKind.TOOL_CALLS

@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from open_autoglm.data.example import Example
-from open_autoglm.data.example_store import StoredExamples
+from open_autoglm.data.example_store import StoredExamples, pairs_of
 from open_autoglm.data.findings import FindingKind, FindingLog
+from open_autoglm.data.json_text import load_json
 from open_autoglm.errors import DataError
 from open_autoglm.task import Task, TaskKind
 
@@ -31,7 +33,7 @@ def dump_answer(value: Any) -> str:
 def parse_answer(text: str) -> Any:
     """A JSON object or array. Raises ValueError for anything else, and for nesting deeper than 32."""
     try:
-        value = json.loads(text)
+        value = load_json(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict | list):
@@ -73,17 +75,26 @@ def order_keys(value: Any, schema: dict[str, Any] | None) -> Any:
     return value
 
 
+def canonical_text(answer: str, task: Task) -> str:
+    """An answer in canonical form. Raises ValueError when an extraction's answer is not JSON."""
+    if task.kind is TaskKind.EXTRACTION:
+        return canonical_answer(answer, task.answer_schema)
+    return answer.strip() if task.kind in (TaskKind.CLASSIFICATION, TaskKind.TABULAR) else answer
+
+
 def canonical_example(example: Example, task: Task) -> Example:
     """The example with its answer in canonical form. Raises ValueError when an extraction's answer is not JSON."""
-    if task.kind is TaskKind.EXTRACTION:
-        answer = canonical_answer(example.answer, task.answer_schema)
-    elif task.kind in (TaskKind.CLASSIFICATION, TaskKind.TABULAR):
-        answer = example.answer.strip()
-    else:
-        return example
+    answer = canonical_text(example.answer, task)
     if answer == example.answer:
         return example
     return replace(example, messages=(*example.prompt, replace(example.messages[-1], content=answer)))
+
+
+def canonical_examples(examples: StoredExamples, task: Task) -> StoredExamples:
+    """The examples with their answers in canonical form. Raises ValueError as `canonical_example`."""
+    if task.kind not in (TaskKind.EXTRACTION, TaskKind.CLASSIFICATION, TaskKind.TABULAR):
+        return examples
+    return examples.mapped_answers(partial(canonical_text, task=task))
 
 
 def drop_unusable(examples: Sequence[Example], kind: TaskKind, log: FindingLog) -> StoredExamples:
@@ -95,21 +106,21 @@ def drop_unusable(examples: Sequence[Example], kind: TaskKind, log: FindingLog) 
     if kind is not TaskKind.EXTRACTION:
         return examples
     stays = np.ones(len(examples), dtype=np.bool_)
-    faults: list[tuple[str, str]] = []
-    for place, example in enumerate(examples):
+    first = ""
+    for place, (_, answer) in enumerate(pairs_of(examples)):
         try:
-            parse_answer(example.answer)
+            parse_answer(answer)
         except ValueError as error:
-            faults.append((example.source, str(error)))
+            first = first or str(error)
             stays[place] = False
+    faults = examples.take(~stays)
     if len(faults) > _BAD_SHARE * len(examples):
-        source, reason = faults[0]
         raise DataError(
-            f"{source}: the answer is not a JSON object or array ({reason}), and so are {len(faults) - 1} more of "
-            f"{len(examples)}; repair them, or give another --task"
+            f"{faults[0].source}: the answer is not a JSON object or array ({first}), and so are {len(faults) - 1} "
+            f"more of {len(examples)}; repair them, or give another --task"
         )
-    for source, _ in faults:
-        log.note_source(FindingKind.DROP, "answer is not JSON", source)
+    for example in faults:
+        log.note_source(FindingKind.DROP, "answer is not JSON", example.source)
     return examples.take(stays)
 
 

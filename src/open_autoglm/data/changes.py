@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,13 +12,14 @@ from typing import Any, Final
 import numpy as np
 
 from open_autoglm.data.example import Example
-from open_autoglm.data.example_store import StoredExamples
+from open_autoglm.data.example_store import IN_MEMORY, ExampleStore, StoredExamples
 from open_autoglm.errors import StorageError
 from open_autoglm.storage import explained, replacing
 
 CHANGES_FILE: Final = "changes.jsonl"
 _PRIVATE_MODE: Final = 0o600
 _ORDER_LINE: Final = 10_000
+_NOTHING: Final = -1
 _encode: Final = json.JSONEncoder().encode
 
 
@@ -89,8 +91,16 @@ class Changes:
     def _order(self) -> Iterator[dict[str, Any]]:
         for split, examples in self._splits.items():
             for start in range(0, len(examples), _ORDER_LINE):
-                places = map(self._place, examples.origins[start : start + _ORDER_LINE].tolist())
-                yield {"change": "order", "split": split, "places": _by_file(places)}
+                places = self._by_file(examples.origins[start : start + _ORDER_LINE])
+                yield {"change": "order", "split": split, "places": places}
+
+    def _by_file(self, origins: np.ndarray) -> list[list[Any]]:
+        """Where examples stood, in their order: each file's name once for each run of examples out of it."""
+        names, firsts = list(self._firsts), np.array(list(self._firsts.values()), dtype=np.int64)
+        files = np.searchsorted(firsts, origins, side="right") - 1
+        breaks = np.flatnonzero(files[1:] != files[:-1]) + 1
+        runs = zip(np.split(files, breaks), np.split(origins - firsts[files], breaks), strict=True)
+        return [[names[int(file[0])], places.tolist()] for file, places in runs]
 
     def _removals(self) -> Iterator[dict[str, Any]]:
         for file in sorted(self._files):
@@ -102,7 +112,7 @@ class Changes:
                     "change": "removed",
                     "what": what,
                     "file": file,
-                    "place": self._place(origin)[1],
+                    "place": origin - self._firsts[file],
                     "example": example.to_dict(),
                 }
 
@@ -123,10 +133,6 @@ class Changes:
                         "example": example.to_dict(),
                     }
 
-    def _place(self, origin: int) -> tuple[str, int]:
-        file, first = max((item for item in self._firsts.items() if item[1] <= origin), key=lambda item: item[1])
-        return file, origin - first
-
 
 def save_changes(lines: Iterable[Mapping[str, Any]], folder: Path) -> None:
     """Write `changes.jsonl`, for its owner alone: it holds what was masked. Raises StorageError."""
@@ -137,41 +143,71 @@ def save_changes(lines: Iterable[Mapping[str, Any]], folder: Path) -> None:
         path.chmod(_PRIVATE_MODE)
 
 
-def undo_changes(splits: Mapping[str, Sequence[Example]], folder: Path) -> dict[str, list[Example]]:
+def undo_changes(
+    splits: Mapping[str, Sequence[Example]],
+    folder: Path,
+    *,
+    scratch: Path | None = None,
+    in_memory: int = IN_MEMORY,
+) -> dict[str, StoredExamples]:
     """The examples as they were read, by the file they were in, in its order.
 
-    splits: the prepared ones. folder: where `changes.jsonl` is.
+    splits: the prepared ones. folder: where `changes.jsonl` is. scratch, in_memory: the folder for a temporary file,
+    and how many bytes the examples may take before they go there, as of `prepare`.
     Raises StorageError when it is missing or belongs to other data.
     """
     path = folder / CHANGES_FILE
-    found: dict[str, dict[int, Example]] = {}
+    store = ExampleStore(scratch, in_memory=in_memory)
+    found: dict[str, _Places] = {}
     left: dict[str, Iterator[Example]] = {split: iter(examples) for split, examples in splits.items()}
     try:
         with explained(path, "read"), path.open(encoding="utf-8") as file:
+            most = path.stat().st_size  # every place is written down
             for line in map(json.loads, file):
                 if line["change"] == "order":
                     examples = left[line["split"]]
                     for name, places in line["places"]:
-                        found.setdefault(name, {}).update({place: next(examples) for place in places})
+                        rows = found.setdefault(name, _Places(most))
+                        for place in places:
+                            rows.put(place, store.add(next(examples), keys=False))
                     continue
-                rows, place = found.setdefault(line["file"], {}), int(line["place"])
-                if (place in rows) != (line["change"] == "edited"):
+                rows, place = found.setdefault(line["file"], _Places(most)), int(line["place"])
+                if rows.has(place) != (line["change"] == "edited"):
                     raise ValueError(f"row {place} of {line['file']} is not there")
-                rows[place] = Example.from_dict(line["example"])
+                rows.put(place, store.add(Example.from_dict(line["example"]), keys=False))
         if any(next(examples, None) is not None for examples in left.values()):
             raise ValueError("there are more examples than it tells of")
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise StorageError(
             f"{path} does not belong to these examples ({type(error).__name__}: {error}); prepare the data again"
         ) from None
-    return {file: [rows[place] for place in sorted(rows)] for file, rows in found.items()}
+    records = {name: rows.records() for name, rows in found.items()}
+    return {name: StoredExamples(store, numbers, np.arange(len(numbers))) for name, numbers in records.items()}
 
 
-def _by_file(places: Iterable[tuple[str, int]]) -> list[list[Any]]:
-    """Places in their order, the file's name once for each run of places in one file."""
-    runs: list[list[Any]] = []
-    for file, place in places:
-        if not runs or runs[-1][0] != file:
-            runs.append([file, []])
-        runs[-1][1].append(place)
-    return runs
+class _Places:
+    """Which record of a store stands at each place of a file: eight bytes a place.
+
+    most: no place is as large.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._records = array("q")
+
+    def has(self, place: int) -> bool:
+        """Whether there is anything at a place."""
+        return 0 <= place < len(self._records) and self._records[place] != _NOTHING
+
+    def put(self, place: int, record: int) -> None:
+        """What stands there now. Raises ValueError for a place that cannot be."""
+        if not 0 <= place < self._most:
+            raise ValueError(f"there is no row {place}")
+        if place >= len(self._records):
+            self._records.extend([_NOTHING] * (place + 1 - len(self._records)))
+        self._records[place] = record
+
+    def records(self) -> np.ndarray:
+        """int64[n], in the order of the places."""
+        numbers = np.array(self._records, dtype=np.int64)
+        return numbers[numbers != _NOTHING]

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from open_autoglm.chat.messages import Role
-from open_autoglm.data.example import Example
+from open_autoglm.data.example import Example, PlainExample, unpack_plain
 from open_autoglm.data.example_store import StoredExamples
 from open_autoglm.data.findings import FindingKind, FindingLog
 from open_autoglm.data.keys import EMPTY_PROMPT, as_digests, count_distinct, digest_texts, first_places
@@ -20,6 +20,8 @@ from open_autoglm.data.normalisation import with_texts
 from open_autoglm.data.privacy import KINDS, find_private, is_worth_a_look, mask_private
 from open_autoglm.task import TaskKind
 
+_QUESTION_AND_ANSWER: Final = 5
+_BY_PARTS: Final = (TaskKind.PLAIN_TEXT, TaskKind.QUESTION_ANSWERING)
 _KIND_BITS: Final = {kind: 1 << bit for bit, kind in enumerate(KINDS)}
 _CACHED_ANSWERS: Final = 4096
 
@@ -90,10 +92,17 @@ class _LikenessTexts:
         return len(self._examples)
 
     def __iter__(self) -> Iterator[str]:
-        return (likeness_text(example, self._kind) for example in self._examples)
+        return map(self._text, self._examples.entries())
 
     def at(self, places: np.ndarray) -> Iterable[str]:
-        return (likeness_text(example, self._kind) for example in self._examples.take(places))
+        return map(self._text, self._examples.take(places).entries())
+
+    def _text(self, entry: Example | PlainExample) -> str:
+        if isinstance(entry, Example):
+            return likeness_text(entry, self._kind)
+        if len(entry) == _QUESTION_AND_ANSWER and entry[1] == Role.USER and self._kind not in _BY_PARTS:
+            return entry[2]
+        return likeness_text(unpack_plain(entry), self._kind)
 
 
 def clean_near_duplicates(
@@ -116,10 +125,13 @@ def clean_near_duplicates(
     records = np.concatenate([train.records, *(examples.records for examples in given)])
     everything = StoredExamples(train.store, records, np.zeros(len(records)))
     groups = group_examples(everything, kind, folder)
-    digests = bytearray()
-    for example in everything:
-        digests += _answer_key(example, kind)
-    pairs = first_places(np.column_stack([groups.astype(np.uint64), as_digests(digests)]))
+    # An example that is like no other has no other with its answer either.
+    in_company = np.flatnonzero(np.bincount(groups, minlength=len(groups))[groups] > 1)
+    digests = b"".join([_answer_key(example, kind) for example in everything.take(in_company)])
+    pairs = np.arange(len(records))
+    pairs[in_company] = in_company[
+        first_places(np.column_stack([groups[in_company].astype(np.uint64), as_digests(digests)]))
+    ]
     held_out_of = np.full(len(records), len(given), dtype=np.int64)
     place = len(train)
     for number, examples in enumerate(given):

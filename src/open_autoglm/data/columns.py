@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
+from open_autoglm.data.json_text import load_json
 from open_autoglm.errors import ConfigurationError
 
 _ALIASES: Final = {
@@ -211,7 +212,7 @@ def is_json_container(text: str) -> bool:
     if not stripped.startswith(("{", "[")) or not stripped.endswith(("}", "]")):
         return False
     try:
-        json.loads(stripped)
+        load_json(stripped)
     except (ValueError, RecursionError):
         return False
     return True

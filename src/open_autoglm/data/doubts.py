@@ -55,8 +55,10 @@ def note_doubts(examples: Sequence[Example], kind: TaskKind, log: FindingLog) ->
     _note_thoughts(examples, kind, log)
 
 
-def _note_thoughts(examples: Sequence[Example], kind: TaskKind, log: FindingLog) -> None:
+def _note_thoughts(examples: StoredExamples, kind: TaskKind, log: FindingLog) -> None:
     """Reasoning that training cannot use."""
+    if not examples.store.holds_reasoning:
+        return
     for example in examples:
         places = [place for place, message in enumerate(example.messages) if message.reasoning]
         if places and kind in _GUIDED:

@@ -5,51 +5,45 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
-from operator import attrgetter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, overload
 
 import numpy as np
 
 from open_autoglm.chat.messages import Message, Role
-from open_autoglm.data.example import Example
-from open_autoglm.data.keys import DIGEST, Keys, example_digests
+from open_autoglm.data.example import Example, PlainExample, pack_plain, unpack_plain
+from open_autoglm.data.keys import DIGEST, Keys, example_digests, plain_digests
 from open_autoglm.data.line_file import LineFile
 from open_autoglm.errors import StorageError
 
 IN_MEMORY: Final = 128 << 20
 """Bytes that the examples of one data set may take, roughly, before they move to disk."""
 
-_EXAMPLE_BYTES: Final = 1000
+_EXAMPLE_BYTES: Final = 600
 _BLOCK: Final = 4096
 _NO_KEYS: Final = bytes(3 * DIGEST)
-_ROLES: Final = {role.value: role for role in Role}
-_PLAIN_MESSAGE: Final = Message(Role.USER, "")
-_PLAIN_EXAMPLE: Final = Example((_PLAIN_MESSAGE,))
-_message_rest: Final = attrgetter(*(f.name for f in fields(Message) if f.name not in ("role", "content")))
-_example_rest: Final = attrgetter(*(f.name for f in fields(Example) if f.name not in ("messages", "source")))
-_MESSAGE_REST: Final = _message_rest(_PLAIN_MESSAGE)
-_EXAMPLE_REST: Final = _example_rest(_PLAIN_EXAMPLE)
 
 
 class ExampleStore:
     """All versions of the examples of a data set, numbered as they come. They are never changed or removed.
 
     folder: where the temporary file goes; the system's temporary folder if None. in_memory: how many bytes, roughly,
-    may stay in memory. Per example 80 bytes stay there at any rate: its digests, lengths and place.
+    may stay in memory. Per example 73 bytes stay there at any rate: its digests, lengths and place.
     """
 
     def __init__(self, folder: Path | None = None, *, in_memory: int = IN_MEMORY) -> None:
         self._folder = folder
         self._most = in_memory
         self._size = 0
-        self._examples: list[Example] = []
+        self._entries: list[Example | PlainExample] = []
         self._lines: LineFile | None = None
         self._keys = bytearray()
         self._input_lengths = array("q")
         self._answer_lengths = array("q")
+        self.holds_reasoning = False
+        """Whether any of the examples does."""
         self.on_read: Callable[[int], None] | None = None
         """Called with how many examples are read next, some thousand at a time."""
 
@@ -63,24 +57,51 @@ class ExampleStore:
 
     def add(self, example: Example, *, keys: bool = True) -> int:
         """Keep an example; returns its number. keys: whether its digests will be asked for."""
-        messages = example.messages
-        answer = _length(messages[-1])
-        size = 0
-        for message in messages[:-1]:
-            size += _length(message)
+        plain = pack_plain(example)
+        if plain is not None:
+            return self.add_plain((plain,), keys=keys)
+        *before, last = map(_length, example.messages)
         self._keys += example_digests(example) if keys else _NO_KEYS
-        self._input_lengths.append(size)
-        self._answer_lengths.append(answer)
+        self._input_lengths.append(sum(before))
+        self._answer_lengths.append(last)
+        self.holds_reasoning = self.holds_reasoning or any(message.reasoning for message in example.messages)
         if self._lines is not None:
-            return self._lines.add(_to_line(example))
-        self._examples.append(example)
-        self._size += size + answer + _EXAMPLE_BYTES
-        if self._size > self._most:
-            self._move_to_disk()
-        return len(self._answer_lengths) - 1
+            return self._lines.add(example.to_dict())
+        self._entries.append(example)
+        self._grow(sum(before) + last + _EXAMPLE_BYTES)
+        return len(self) - 1
+
+    def add_plain(self, examples: Sequence[PlainExample], *, keys: bool = True) -> int:
+        """Keep some examples; returns the number of the first, which the others follow."""
+        first = len(self)
+        answers = [len(example[-1]) for example in examples]
+        inputs = [sum(map(len, example[2:-2:2])) for example in examples]
+        self._keys += b"".join(map(plain_digests, examples)) if keys else _NO_KEYS * len(examples)
+        self._input_lengths.extend(inputs)
+        self._answer_lengths.extend(answers)
+        if self._lines is not None:
+            self._lines.add_texts(examples)
+            return first
+        self._entries.extend(examples)
+        self._grow(sum(inputs) + sum(answers) + _EXAMPLE_BYTES * len(examples))
+        return first
+
+    def add_all(self, entries: Sequence[Example | PlainExample], *, keys: bool = True) -> np.ndarray:
+        """Keep some examples; returns their numbers: int64[n]."""
+        plain = [entry for entry in entries if not isinstance(entry, Example)]
+        if len(plain) == len(entries):
+            return np.arange(len(entries)) + self.add_plain(plain, keys=keys)
+        numbers = [
+            self.add(e, keys=keys) if isinstance(e, Example) else self.add_plain((e,), keys=keys) for e in entries
+        ]
+        return np.array(numbers, dtype=np.int64)
 
     def read(self, records: np.ndarray) -> Iterator[Example]:
         """The examples with some numbers, in that order. records: int64[n]."""
+        return map(_unpacked, self.entries(records))
+
+    def entries(self, records: np.ndarray) -> Iterator[Example | PlainExample]:
+        """The same as they are kept. records: int64[n]."""
         for start in range(0, len(records), _BLOCK):
             part = records[start : start + _BLOCK]
             if self.on_read is not None:
@@ -88,7 +109,7 @@ class ExampleStore:
             if self._lines is not None:
                 yield from map(_from_line, self._lines.read(part))
             else:
-                yield from map(self._examples.__getitem__, part.tolist())
+                yield from map(self._entries.__getitem__, part.tolist())
 
     def keys(self, records: np.ndarray) -> Keys:
         """The digests of some examples, which were added with them. records: int64[n]."""
@@ -102,16 +123,49 @@ class ExampleStore:
         """int64[n], characters of the answer."""
         return np.frombuffer(self._answer_lengths, dtype=np.int64)[records]
 
-    def _move_to_disk(self) -> None:
-        lines = LineFile.temporary(self._folder)
-        for example in self._examples:
-            lines.add(_to_line(example))
-        self._lines, self._examples = lines, []
+    def _grow(self, size: int) -> None:
+        self._size += size
+        if self._size <= self._most:
+            return
+        lines = self._lines = LineFile.temporary(self._folder)
+        for start in range(0, len(self._entries), _BLOCK):
+            part = self._entries[start : start + _BLOCK]
+            plain = [entry for entry in part if not isinstance(entry, Example)]
+            if len(plain) == len(part):
+                lines.add_texts(plain)
+                continue
+            for entry in part:
+                lines.add(entry.to_dict() if isinstance(entry, Example) else entry)
+        self._entries = []
 
 
 def _length(message: Message) -> int:
     """Characters of what a turn says, its calls included."""
     return len(message.readable if message.tool_calls or message.metadata else message.content)
+
+
+def _unpacked(entry: Example | PlainExample) -> Example:
+    return entry if isinstance(entry, Example) else unpack_plain(entry)
+
+
+def _from_line(line: Any) -> Example | PlainExample:
+    return line if isinstance(line, list) else Example.from_dict(line)
+
+
+def pairs_of(examples: Iterable[Example]) -> Iterator[tuple[str, str]]:
+    """The input and the answer of each example (`Example.input_text`, `Example.answer`)."""
+    if not isinstance(examples, StoredExamples):
+        return ((example.input_text, example.answer) for example in examples)
+    return map(_pair_of, examples.entries())
+
+
+def _pair_of(entry: Example | PlainExample) -> tuple[str, str]:
+    if isinstance(entry, Example):
+        return entry.input_text, entry.answer
+    for place in range(len(entry) - 4, 0, -2):
+        if entry[place] == Role.USER:
+            return entry[place + 1], entry[-1]
+    return "", entry[-1]
 
 
 class StoredExamples(Sequence[Example]):  # noqa: PLW1641 - it may be large, and is no key
@@ -161,6 +215,10 @@ class StoredExamples(Sequence[Example]):  # noqa: PLW1641 - it may be large, and
         """Some of the examples. places: int64[k], or bool[n]."""
         return StoredExamples(self.store, self.records[places], self.origins[places])
 
+    def entries(self) -> Iterator[Example | PlainExample]:
+        """All of them as the store keeps them."""
+        return self.store.entries(self.records)
+
     def mapped(
         self, change: Callable[[Example], Example], places: np.ndarray | None = None, *, keys: bool = True
     ) -> StoredExamples:
@@ -169,16 +227,38 @@ class StoredExamples(Sequence[Example]):  # noqa: PLW1641 - it may be large, and
         keys: whether the digests of what was changed will be asked for.
         """
         chosen = np.arange(len(self)) if places is None else places
-        records = self.records.copy()
-        for place, example in zip(_integers(chosen), self.store.read(self.records[chosen]), strict=True):
-            changed = change(example)
-            if changed is not example:
-                records[place] = self.store.add(changed, keys=keys)
-        return StoredExamples(self.store, records, self.origins)
 
-    def settled(self) -> Sequence[Example]:
-        """The examples alone, as a tuple, if they are in memory anyway."""
-        return self if self.store.is_on_disk else tuple(self)
+        def changes() -> Iterator[tuple[int, Example]]:
+            for place, example in zip(_integers(chosen), self.store.read(self.records[chosen]), strict=True):
+                changed = change(example)
+                if changed is not example:
+                    yield place, changed
+
+        return self._with(changes(), keys=keys)
+
+    def mapped_answers(self, change: Callable[[str], str]) -> StoredExamples:
+        """The examples with `change` made to each answer. The digests of what was changed are not kept."""
+
+        def changes() -> Iterator[tuple[int, Example | PlainExample]]:
+            for place, entry in enumerate(self.entries()):
+                before = entry.answer if isinstance(entry, Example) else entry[-1]
+                after = change(before)
+                if after == before:
+                    continue
+                if isinstance(entry, Example):
+                    yield place, replace(entry, messages=(*entry.prompt, replace(entry.messages[-1], content=after)))
+                else:
+                    yield place, (*entry[:-1], after)
+
+        return self._with(changes(), keys=False)
+
+    def _with(self, changes: Iterator[tuple[int, Example | PlainExample]], *, keys: bool) -> StoredExamples:
+        """The examples with others at some places."""
+        records = self.records.copy()
+        while part := list(itertools.islice(changes, _BLOCK)):
+            places, entries = zip(*part, strict=True)
+            records[list(places)] = self.store.add_all(entries, keys=keys)
+        return StoredExamples(self.store, records, self.origins)
 
     @property
     def keys(self) -> Keys:
@@ -248,27 +328,3 @@ def _same_examples(one: Sequence[Example], other: object) -> bool:
     if not isinstance(other, Sequence) or isinstance(other, str | bytes) or len(one) != len(other):
         return False
     return all(first == second for first, second in zip(one, other, strict=True))
-
-
-def _to_line(example: Example) -> Any:
-    """JSON-ready: a flat list where there is nothing but roles and texts, which is most of the time."""
-    if is_plain(example):
-        return [example.source, *itertools.chain.from_iterable([(m.role, m.content) for m in example.messages])]
-    return example.to_dict()
-
-
-def is_plain(example: Example) -> bool:
-    """Whether it has nothing but a source, and messages with roles and texts alone."""
-    if _example_rest(example) != _EXAMPLE_REST:
-        return False
-    return all(map(_MESSAGE_REST.__eq__, map(_message_rest, example.messages)))
-
-
-def _from_line(line: list[str] | Mapping[str, Any]) -> Example:
-    if isinstance(line, list):
-        parts = iter(line)
-        source = next(parts)
-        return Example(
-            tuple([Message(_ROLES[role], content) for role, content in zip(parts, parts, strict=True)]), source
-        )
-    return Example.from_dict(dict(line))

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from open_autoglm.data.decoding import LONGEST_LINE
 from open_autoglm.data.json_outline import Arrangement, Outline, RowsAt, find_rows
+from open_autoglm.data.json_text import load_standard_json
 from open_autoglm.errors import DataError
 
 Note = tuple[str, int | None]
@@ -37,12 +38,9 @@ class _Decoder:
 
     def decode(self, text: str, line: int) -> Any:
         """The value. line: where `text` starts in the file. Raises DataError with line and column."""
-        try:
-            value, end = self._decoder.raw_decode(text)
-            if end == len(text):
-                return value
-        except (ValueError, RecursionError):
-            pass  # said in full below
+        is_standard, value = load_standard_json(text)
+        if is_standard:
+            return value
         try:
             return self._decoder.decode(text)
         except (ValueError, RecursionError) as error:

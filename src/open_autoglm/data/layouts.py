@@ -31,7 +31,7 @@ from open_autoglm.data.column_names import (
     VERDICT_WORDS,
 )
 from open_autoglm.data.columns import check_columns, find_named, profile_column, value_text
-from open_autoglm.data.readers import FileRows
+from open_autoglm.data.rows import FileRows
 from open_autoglm.data.sampled_table import number_to_estimate
 from open_autoglm.data.tagged_tokens import refuse_tagged_tokens
 from open_autoglm.data.transcripts import is_open, transcript_columns

@@ -7,12 +7,14 @@ import json
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
+import msgspec
 import numpy as np
 
+from open_autoglm.data.json_text import load_json
 from open_autoglm.storage import explained
 
 _WRITE_BYTES: Final = 1 << 20
@@ -20,6 +22,8 @@ _READ_LINES: Final = 1024
 _READ_BYTES: Final = 4 << 20
 _GAP_BYTES: Final = 1 << 14
 _SCAN_BYTES: Final = 8 << 20
+_LF: Final = ord("\n")
+_encode_lines: Final = msgspec.json.Encoder().encode_lines
 _encode: Final = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 
 
@@ -52,7 +56,7 @@ class LineFile:
             offsets = array("q", [0])
             done = 0
             while data := file.read(_SCAN_BYTES):
-                found = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")) + (done + 1)
+                found = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == _LF) + (done + 1)
                 offsets.frombytes(found.astype(np.int64).tobytes())
                 done += len(data)
             if offsets[-1] != done:
@@ -64,13 +68,26 @@ class LineFile:
 
     def add(self, value: Any) -> int:
         """Write a value behind the others; returns its place."""
-        line = _encode(value).encode("utf-8", "surrogatepass") + b"\n"
-        self._pending.append(line)
-        self._pending_bytes += len(line)
-        self._offsets.append(self._offsets[-1] + len(line))
+        self._append(_encode(value).encode("utf-8", "surrogatepass") + b"\n")
+        return len(self) - 1
+
+    def add_texts(self, rows: Sequence[Sequence[str]]) -> int:
+        """Write lists of texts behind the others, each on a line; returns the place of the first."""
+        first = len(self)
+        try:
+            self._append(_encode_lines(rows))
+        except (msgspec.MsgspecError, UnicodeError):  # halves of surrogate pairs
+            for row in rows:
+                self.add(row)
+        return first
+
+    def _append(self, lines: bytes) -> None:
+        ends = np.flatnonzero(np.frombuffer(lines, dtype=np.uint8) == _LF) + (self._offsets[-1] + 1)
+        self._offsets.frombytes(ends.astype(np.int64).tobytes())
+        self._pending.append(lines)
+        self._pending_bytes += len(lines)
         if self._pending_bytes > _WRITE_BYTES:
             self._flush()
-        return len(self._offsets) - 2
 
     def read(self, places: np.ndarray) -> Iterator[Any]:
         """The values at some places, in the order of the places. places: int64[n]."""
@@ -82,7 +99,7 @@ class LineFile:
             del offsets  # an array that is looked into cannot grow
             enough = int(np.searchsorted(np.cumsum(ends - starts), _READ_BYTES, side="right"))
             enough = max(1, min(enough, len(chosen)))
-            yield from json.loads(b"[%b]" % b",".join(self._lines(starts[:enough], ends[:enough])))
+            yield from load_json(b"[%b]" % b",".join(self._lines(starts[:enough], ends[:enough])))
             start += enough
 
     def _lines(self, starts: np.ndarray, ends: np.ndarray) -> list[bytes]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ REPLACED: Final = "halves of characters replaced by \ufffd"
 
 def normalise_text(text: str) -> tuple[str, list[str]]:
     """The text in one spelling, and what was done to it, if anything."""
-    if _is_spelled(text):
+    if is_spelled(text):
         return text, []
     done: list[str] = []
     for pattern, by, what in (
@@ -50,11 +50,6 @@ def normalise_text(text: str) -> tuple[str, list[str]]:
         text = unicodedata.normalize("NFC", text)
         done.append(COMPOSED)
     return text, list(dict.fromkeys(done))
-
-
-def normalise_examples(examples: Iterable[Example], log: FindingLog) -> list[Example]:
-    """The examples with every message in one spelling, in the same order; each kind of change is noted."""
-    return [normalise_example(example, log) for example in examples]
 
 
 def normalise_example(example: Example, log: FindingLog) -> Example:
@@ -75,10 +70,11 @@ def normalise_example(example: Example, log: FindingLog) -> Example:
 
 
 def _is_plain(message: Message) -> bool:
-    return not message.reasoning and not message.tool_calls and _is_spelled(message.content)
+    return not message.reasoning and not message.tool_calls and is_spelled(message.content)
 
 
-def _is_spelled(text: str) -> bool:
+def is_spelled(text: str) -> bool:
+    """Whether `normalise_text` finds nothing to do; such a text holds no NUL and is Unicode."""
     if text.isascii():
         return text.isprintable() or _ODD_ASCII.search(text) is None
     return (text.isprintable() or _ODD.search(text) is None) and unicodedata.is_normalized("NFC", text)

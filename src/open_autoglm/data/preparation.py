@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from open_autoglm.data.answers import canonical_example, drop_unusable
+from open_autoglm.data.answers import canonical_examples, drop_unusable
 from open_autoglm.data.changes import ChangeLog
 from open_autoglm.data.cleaning import (
     clean_near_duplicates,
@@ -30,13 +30,11 @@ from open_autoglm.data.example import Example
 from open_autoglm.data.example_store import IN_MEMORY, ExampleStore, StoredExamples
 from open_autoglm.data.findings import FindingKind, FindingLog
 from open_autoglm.data.layouts import Layout, Shape, find_layout
-from open_autoglm.data.normalisation import normalise_examples
 from open_autoglm.data.prepared import SPLITS, PreparedData
-from open_autoglm.data.readers import FileRows, read_rows
 from open_autoglm.data.reading import ReadFile, read_file
 from open_autoglm.data.report import DataReport, FileReport, measure_lengths, name_language, summarise_output
+from open_autoglm.data.rows import FileRows
 from open_autoglm.data.schema import infer_answer_schema, infer_labels
-from open_autoglm.data.shapes import read_examples
 from open_autoglm.data.splitting import split_examples
 from open_autoglm.data.tool_calls import shared_tools
 from open_autoglm.errors import ConfigurationError, DataError
@@ -89,12 +87,12 @@ def prepare(
     files: dict[str, ReadFile] = {}
     for split, path in paths.items():
         if path is not None:
+            known = files["train"].layout if files else None
             files[split] = read_file(
                 path,
                 store,
+                partial(find_layout, chosen=columns, known=known),
                 name=_name(path, paths),
-                columns=columns,
-                known=files["train"].layout if files else None,
                 first=sum(len(file.raw) for file in files.values()),
                 on_progress=stages.reading(path),
             )
@@ -124,7 +122,7 @@ def prepare(
     stages.begin("finding what the answers have in common", len(splits["train"]))
     result = make_task(kind, splits["train"], layout)
     stages.begin("writing answers in one form", sum(map(len, splits.values())))
-    final = {split: _canonical(splits[split], result) for split in SPLITS}
+    final = {split: canonical_examples(splits[split], result) for split in SPLITS}
     for split, examples in final.items():
         changes.edited(splits[split], examples, "canonical answer")
     stages.begin("looking at lengths and answers", len(final["train"]))
@@ -144,8 +142,7 @@ def prepare(
         split_by=_explain_split(files),
     )
     stages.end()
-    train_split, valid_split, test_split = (final[split].settled() for split in SPLITS)
-    return PreparedData(train_split, valid_split, test_split, result, report, changes.finish(final))
+    return PreparedData(final["train"], final["valid"], final["test"], result, report, changes.finish(final))
 
 
 class _Stages:
@@ -177,32 +174,37 @@ class _Stages:
         return None if self._on_progress is None else partial(self._on_progress, f"reading {path.name}")
 
 
-def _canonical(examples: StoredExamples, task: Task) -> StoredExamples:
-    return examples.mapped(lambda example: canonical_example(example, task), keys=False)
-
-
-def load_examples(path: Path, task: Task | None = None, columns: Mapping[str, str] | None = None) -> list[Example]:
+def load_examples(
+    path: Path,
+    task: Task | None = None,
+    columns: Mapping[str, str] | None = None,
+    *,
+    scratch: Path | None = None,
+    in_memory: int = IN_MEMORY,
+) -> Sequence[Example]:
     """Read a file as the training file of `task` was read, its answers canonical by the same schema.
 
     For scoring: nothing is removed but rows that cannot be used, which a warning names. task: detected if None.
+    scratch, in_memory: as of `prepare`; examples that take more are read from the disk as they are gone through.
     Raises DataError for a file that cannot be used, ConfigurationError for an unknown column.
     """
-    log = FindingLog()
-    file = read_rows(path)
-    layout = find_layout(file, columns, known=_layout_of(task, file))
-    examples = normalise_examples(read_examples(file, layout, log), log)
-    if not examples:
+    store = ExampleStore(scratch, in_memory=in_memory)
+    read = read_file(path, store, lambda file: find_layout(file, columns, known=_layout_of(task, file)))
+    if not read.examples:
         raise DataError(f"{path}: no row has both an input and an answer")
-    kind = task.kind if task is not None else detect_task(examples, layout).kind
-    _check_fits(kind, layout, file)
-    examples = drop_unusable(examples, kind, log)
+    kind = task.kind if task is not None else detect_task(read.examples, read.layout).kind
+    _check_fits(kind, read.layout, read.file)
+    log = FindingLog()
+    log.merge(read.repairs)
+    log.merge(read.changes)
+    examples = drop_unusable(read.examples, kind, log)
     for finding in log.findings():
         if finding.kind is FindingKind.DROP:
             _LOG.warning(
                 "%s: %d rows left out, %s: %s", path, finding.count, finding.what, "; ".join(finding.rows.values())
             )
-    task = task or make_task(kind, examples, layout)
-    return [canonical_example(example, task) for example in examples]
+    examples = canonical_examples(examples, task or make_task(kind, examples, read.layout))
+    return examples if store.is_on_disk else list(examples)
 
 
 def make_task(kind: TaskKind, train: Sequence[Example], layout: Layout) -> Task:
@@ -285,7 +287,7 @@ def _clean_and_split(
         changes.removed(before, train, f"also in the {split} split")
     note_contradictions(train, log)
     before = train
-    stages.begin("looking for near-duplicates", 2 * (len(train) + sum(map(len, given.values()))))
+    stages.begin("looking for near-duplicates", len(train) + sum(map(len, given.values())))
     train, alike = clean_near_duplicates(train, given, kind, log, remove=remove_near, folder=folder)
     changes.removed(before, train, "nearly the same as another row")
     if len(train) < _LEAST_EXAMPLES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from json.encoder import encode_basestring
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from open_autoglm.data.changes import save_changes
 from open_autoglm.data.encoding import TokenizedExamples
-from open_autoglm.data.example import Example
-from open_autoglm.data.example_store import SavedExamples, is_plain
+from open_autoglm.data.example import Example, pack_plain
+from open_autoglm.data.example_store import SavedExamples, StoredExamples
 from open_autoglm.data.findings import FindingKind, FindingLog
 from open_autoglm.data.report import DataReport
 from open_autoglm.errors import StorageError
@@ -69,7 +69,7 @@ class PreparedData:
         """Write one JSON Lines file per split, `task.json`, `report.json` and `changes.jsonl`. Raises StorageError."""
         for split in SPLITS:
             with replacing(folder / f"{split}.jsonl") as temporary, temporary.open("w", encoding="utf-8") as file:
-                file.writelines(f"{_to_line(example)}\n" for example in getattr(self, split))
+                file.writelines(_to_lines(getattr(self, split)))
         write_json(folder / "report.json", self.report.to_dict())
         write_json(folder / "task.json", self.task.to_dict())
         if self.changes:
@@ -92,12 +92,21 @@ class PreparedData:
         return cls(splits["train"], splits["valid"], splits["test"], task, report)
 
 
-def _to_line(example: Example) -> str:
-    """`Example.to_dict` as JSON; of examples with nothing but roles and texts put together at once."""
-    if not is_plain(example):
-        return _encode(example.to_dict())
-    said = [f'{{"role": "{m.role.value}", "content": {encode_basestring(m.content)}}}' for m in example.messages]
-    return f'{{"messages": [{", ".join(said)}], "source": {encode_basestring(example.source)}}}'
+def _to_lines(examples: Sequence[Example]) -> Iterator[str]:
+    """`Example.to_dict` as JSON Lines; of examples with nothing but roles and texts put together at once."""
+    for entry in examples.entries() if isinstance(examples, StoredExamples) else examples:
+        if not isinstance(entry, Example):
+            plain = entry
+        elif (plain := pack_plain(entry)) is None:
+            yield f"{_encode(entry.to_dict())}\n"
+            continue
+        parts = iter(plain)
+        source = encode_basestring(next(parts))
+        said = [
+            f'{{"role": "{role}", "content": {encode_basestring(text)}}}'
+            for role, text in zip(parts, parts, strict=True)
+        ]
+        yield f'{{"messages": [{", ".join(said)}], "source": {source}}}\n'
 
 
 def _load_examples(path: Path, in_memory: int) -> Sequence[Example]:

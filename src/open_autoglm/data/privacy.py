@@ -39,20 +39,21 @@ KINDS: Final[dict[str, str]] = {
 # Nothing to find without one of these, which most texts lack: an at sign, seven digits in a row but for separators,
 # three dots or two colons between digits, a long run of letters and digits, or a word that announces a secret.
 # In UTF-8, since bytes are looked through several times faster than a regular expression reads a text.
-_ANNOUNCING: Final = (b"@", b"password", b"passwd", b"secret", b"token", b"-----begin")
+ANNOUNCING: Final = (b"@", b"password", b"passwd", b"secret", b"token", b"-----begin")
 _ANNOUNCING_PARTS: Final = ("pass", "secret", "token", "key")
-_ANNOUNCING_WIDE: Final = tuple(word.encode() for word in ("密码", "口令", "密钥"))
-_API_KEY: Final = re.compile(rb"api[ _-]?key")
+ANNOUNCING_WIDE: Final = tuple(word.encode() for word in ("密码", "口令", "密钥"))
+API_KEY: Final = re.compile(rb"api[ _-]?key")
 _DIGIT: Final = re.compile(r"\d")
-_DIGITS: Final = re.compile(r"\d(?:[\s().-]{0,2}\d){6}|\d\.\d{1,3}\.\d")
-_DIGITS_LEAST: Final = 7
-_DOTTED_LEAST: Final = 3
-_COLONS: Final = re.compile(r"[0-9a-f]:[0-9a-f:]*:", re.IGNORECASE)
-_LONG_RUN: Final = b"a" * 20
+OTHER_DIGIT: Final = re.compile(r"[^\D0-9]")
+DIGITS: Final = re.compile(r"\d(?:[\s().-]{0,2}\d){6}|\d\.\d{1,3}\.\d")
+DIGITS_LEAST: Final = 7
+DOTTED_LEAST: Final = 3
+COLONS: Final = re.compile(r"[0-9a-f]:[0-9a-f:]*:", re.IGNORECASE)
+LONG_RUN: Final = b"a" * 20
 _RUNS: Final = re.compile(rb"[A-Za-z0-9_-]{20,}")
 _BYTE_DIGIT: Final = re.compile(rb"[0-9]")
 _ASCII_DIGITS: Final = b"0123456789"
-_IN_RUNS: Final = bytes(
+RUN_MARKS: Final = bytes(
     ord("a") if chr(code).isascii() and (chr(code).isalnum() or chr(code) in "_-") else 32 for code in range(256)
 )
 _HEXADECIMAL: Final = bytes(ord("h") if chr(code) in "0123456789abcdefABCDEF" else code for code in range(256))
@@ -120,31 +121,32 @@ def is_worth_a_look(text: str) -> bool:
     """Whether there may be something to find, in a text or in several put together; far cheaper than to find it."""
     data = text.encode("utf-8", "surrogatepass")
     lowered = data.lower()
-    for word in _ANNOUNCING:
+    for word in ANNOUNCING:
         if word in lowered:
             return True
-    if b"api" in lowered and _API_KEY.search(lowered) is not None:
+    if b"api" in lowered and API_KEY.search(lowered) is not None:
         return True
     is_ascii = len(data) == len(text)
-    if not is_ascii and any(word in data for word in _ANNOUNCING_WIDE):
+    if not is_ascii and any(word in data for word in ANNOUNCING_WIDE):
         return True
     digits = len(data) - len(data.translate(None, _ASCII_DIGITS))
     has_digit = digits > 0
     # Of other scripts, too, there may be digits; where all is ASCII, they have been counted.
-    enough = digits >= _DIGITS_LEAST or (digits >= _DOTTED_LEAST and b"." in data)
+    enough = digits >= DIGITS_LEAST or (digits >= DOTTED_LEAST and b"." in data)
     if not is_ascii:
         enough = has_digit or _DIGIT.search(text) is not None
-    if enough and _DIGITS.search(text) is not None:
+    if enough and DIGITS.search(text) is not None:
         return True
-    if b"h:" in data.translate(_HEXADECIMAL) and _COLONS.search(text) is not None:
+    if b"h:" in data.translate(_HEXADECIMAL) and COLONS.search(text) is not None:
         return True
-    if _LONG_RUN not in data.translate(_IN_RUNS):
+    if LONG_RUN not in data.translate(RUN_MARKS):
         return False
     # A long word is none; what looks random has a digit in it, and other keys begin as keys do.
-    return (has_digit and any(map(_BYTE_DIGIT.search, _RUNS.findall(data)))) or _begins_key(text)
+    return (has_digit and any(map(_BYTE_DIGIT.search, _RUNS.findall(data)))) or begins_key(text)
 
 
-def _begins_key(text: str) -> bool:
+def begins_key(text: str) -> bool:
+    """Whether there is something in a text that usual keys begin with."""
     return any(map(text.__contains__, _BEGINNINGS))
 
 
@@ -183,7 +185,7 @@ def _mask_json(value: Any) -> Any:
 
 def _search(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
     """The surest kinds first, since a span belongs to the first that claims it."""
-    if "-----BEGIN" in text or _begins_key(text):
+    if "-----BEGIN" in text or begins_key(text):
         for match in _SECRETS.finditer(text):
             yield "secret", match.span()
     if "@" in text:

@@ -19,6 +19,7 @@ from open_autoglm.task import Task, TaskKind
 
 REPORT_VERSION: Final = 1
 _LANGUAGE_SAMPLE: Final = 200_000
+_NO_LETTERS: Final = bytes(code for code in range(128) if not chr(code).isalpha())
 _QUANTILES: Final = (("shortest", 0.0), ("median", 0.5), ("p95", 0.95), ("longest", 1.0))
 
 
@@ -107,6 +108,11 @@ def name_language(texts: Iterable[str]) -> str:
     seen = 0
     for text in texts:
         seen += len(text)
+        if text.isascii():
+            count = len(text.encode().translate(None, _NO_LETTERS))
+            letters += count
+            ascii_letters += count
+            continue
         for character in text:
             if not character.isalpha():
                 continue

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from open_autoglm.data.answers import COPIED, FREE_ORDER, parse_answer
 from open_autoglm.data.example import Example
+from open_autoglm.data.example_store import pairs_of
 from open_autoglm.errors import DataError
 from open_autoglm.words import is_copied, is_spaceless
 
@@ -33,12 +34,13 @@ _FORMATS: Final = {
     "uuid": r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
 }
 _REORDERED_SHARE: Final = 0.005
+_TOGETHER: Final = 4096
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
 def infer_labels(examples: Iterable[Example]) -> tuple[str, ...]:
     """The labels, most frequent first; equally frequent ones in the order of first use."""
-    return tuple(label for label, _ in Counter(example.answer.strip() for example in examples).most_common())
+    return tuple(label for label, _ in Counter(answer.strip() for _, answer in pairs_of(examples)).most_common())
 
 
 def infer_answer_schema(examples: Sequence[Example]) -> dict[str, Any]:
@@ -56,12 +58,14 @@ def infer_answer_schema(examples: Sequence[Example]) -> dict[str, Any]:
     Raises DataError for an answer that is not a JSON object or array.
     """
     root = _Seen()
-    for example in examples:
+    for place, (text, answer) in enumerate(pairs_of(examples)):
         try:
-            value = parse_answer(example.answer)
+            value = parse_answer(answer)
         except ValueError as error:
-            raise DataError(f"{example.source}: the answer is not a JSON object or array ({error})") from None
-        root.add(value, example.input_text)
+            source = examples[place].source
+            raise DataError(f"{source}: the answer is not a JSON object or array ({error})") from None
+        root.add(value, f" {text} ")
+    root.count_strings()
     return {"$schema": _DIALECT, **root.schema()}
 
 
@@ -76,18 +80,26 @@ class _Seen:
     orders: Counter[tuple[str, ...]] = field(default_factory=Counter)
     items: _Seen | None = None
     shortest: int | None = None
+    _new: list[str] = field(default_factory=list)
 
     def add(self, value: Any, text: str) -> None:
-        """Count a value of an answer to `text`."""
+        """Count a value of an answer. text: what is answered, between two spaces."""
         if isinstance(value, str):
-            self.types["string"] += 1
-            self.strings[value] += 1
-            self.copied += is_copied(value, text)
+            if not self._new:
+                self.types["string"] += 0  # the first of a kind has its place
+            self._new.append(value)
+            if len(self._new) == _TOGETHER:
+                self.count_strings()
+            if value and value in text:
+                # Words between spaces are whole ones, which most are: seen at once.
+                self.copied += f" {value} " in text or is_copied(value, text[1:-1])
         elif isinstance(value, dict):
             self.types["object"] += 1
+            keys = self.keys
             for name, inner in value.items():
-                if (seen := self.keys.get(name)) is None:
-                    seen = self.keys[name] = _Seen()
+                seen = keys.get(name)
+                if seen is None:
+                    seen = keys[name] = _Seen()
                 seen.add(inner, text)
             self.orders[tuple(value)] += 1
         elif isinstance(value, list):
@@ -102,6 +114,15 @@ class _Seen:
             self.types["boolean"] += 1
         else:
             self.types["integer" if isinstance(value, int) else "number"] += 1
+
+    def count_strings(self) -> None:
+        """Count the strings seen since the last time, here and below: together they are counted faster."""
+        if self._new:
+            self.types["string"] += len(self._new)
+            self.strings.update(self._new)
+            self._new.clear()
+        for inner in (*self.keys.values(), *([] if self.items is None else [self.items])):
+            inner.count_strings()
 
     def schema(self) -> dict[str, Any]:
         """What was seen here, as a JSON schema."""

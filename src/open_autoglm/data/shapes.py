@@ -18,7 +18,8 @@ from open_autoglm.data.example import Example, Media
 from open_autoglm.data.findings import FindingKind, FindingLog
 from open_autoglm.data.layouts import Layout, Shape
 from open_autoglm.data.plain_text import CHUNK_CHARACTERS, chunk_text
-from open_autoglm.data.readers import FileRows, RowStream
+from open_autoglm.data.readers import RowStream
+from open_autoglm.data.rows import FileRows, Row
 from open_autoglm.data.tool_calls import UnreadableCallError, calls_in_answer, read_tools
 from open_autoglm.data.transcripts import read_transcript
 from open_autoglm.data.turns import as_turns, parsed
@@ -33,35 +34,41 @@ def read_examples(file: FileRows, layout: Layout, log: FindingLog) -> list[Examp
 
     Raises DataError, with file, row and column, for a text that is not Unicode or holds a NUL.
     """
-    return list(stream_examples(file, layout, log))
+    reader = RowReader(file, layout, log)
+    return [example for row in file for example in reader.read(row)]
 
 
-def stream_examples(file: FileRows | RowStream, layout: Layout, log: FindingLog) -> Iterator[Example]:
-    """`read_examples`, one at a time."""
-    if layout.shape is Shape.PLAIN_TEXT:
-        yield from _read_plain_text(file, layout, log)
-        return
-    readers: dict[Shape, Callable[[dict[str, Any], Layout, _Place], _Read | None]] = {
-        Shape.DIALOGUE: _read_dialogue,
-        Shape.PASSAGE: _read_passage,
-        Shape.TABLE: _read_table,
-        Shape.CHOICE: _read_choice,
-        Shape.FIELDS: _read_fields,
-    }
-    reader = readers.get(layout.shape, _read_pair)
-    for row in file:
+class RowReader:
+    """Reads the rows of a file by its layout; what cannot be used is noted in `log`."""
+
+    def __init__(self, file: FileRows | RowStream, layout: Layout, log: FindingLog) -> None:
+        self._file, self._layout, self._log = file, layout, log
+        readers: dict[Shape, Callable[[dict[str, Any], Layout, _Place], _Read | None]] = {
+            Shape.DIALOGUE: _read_dialogue,
+            Shape.PASSAGE: _read_passage,
+            Shape.TABLE: _read_table,
+            Shape.CHOICE: _read_choice,
+            Shape.FIELDS: _read_fields,
+        }
+        self._reader = readers.get(layout.shape, _read_pair)
+
+    def read(self, row: Row) -> Iterator[Example]:
+        """The examples in a row: one or none of most shapes, any number of a running text. Raises DataError."""
+        layout, place = self._layout, _Place(self._file, row.number, self._log, row.file)
+        if layout.shape is Shape.PLAIN_TEXT:
+            yield from _read_plain_text(row, layout, place)
+            return
         if not isinstance(row.values, dict):
             raise DataError(
-                f"{file.path}, row {row.number}: a text, where columns {', '.join(layout.columns)} are read"
+                f"{self._file.path}, row {row.number}: a text, where columns {', '.join(layout.columns)} are read"
             )
-        place = _Place(file, row.number, log, row.file)
         _check_columns(row.values, layout, place)
         values = _settled(row.values, layout, place) if "winner" in layout.extra else row.values
         try:
-            read = None if values is None else reader(values, layout, place)
+            read = None if values is None else self._reader(values, layout, place)
         except UnreadableCallError:
             place.note(FindingKind.DROP, "a call whose arguments are not a JSON object")
-            continue
+            return
         if values is not None and read is not None:
             yield _finished(read, values, layout, place)
 
@@ -206,20 +213,18 @@ class _Place:
         return replace(message, content=content, reasoning=self.clean(reasoning, column) if reasoning else "")
 
 
-def _read_plain_text(file: FileRows | RowStream, layout: Layout, log: FindingLog) -> Iterator[Example]:
-    for row in file:
-        place = _Place(file, row.number, log, row.file)
-        column = layout.output_column or "text"
-        is_text = isinstance(row.values, str) and file.format == "text"
-        text = row.values if isinstance(row.values, str) else value_text(row.values.get(column))
-        text = text.replace("\r\n", "\n") if is_text else place.clean(text.replace("\r\n", "\n"), column)
-        if not text:
-            place.note(FindingKind.DROP, f"nothing in '{column}'")
-            continue
-        for line, piece in chunk_text(text, CHUNK_CHARACTERS):
-            number = row.number + line - 1 if is_text else row.number
-            piece_place = _Place(file, number, log, row.file)
-            yield Example((Message(Role.ASSISTANT, piece_place.clean(piece, column)),), piece_place.source)
+def _read_plain_text(row: Row, layout: Layout, place: _Place) -> Iterator[Example]:
+    column = layout.output_column or "text"
+    is_text = isinstance(row.values, str) and place.file.format == "text"
+    text = row.values if isinstance(row.values, str) else value_text(row.values.get(column))
+    text = text.replace("\r\n", "\n") if is_text else place.clean(text.replace("\r\n", "\n"), column)
+    if not text:
+        place.note(FindingKind.DROP, f"nothing in '{column}'")
+        return
+    for line, piece in chunk_text(text, CHUNK_CHARACTERS):
+        number = row.number + line - 1 if is_text else row.number
+        piece_place = _Place(place.file, number, place.log, row.file)
+        yield Example((Message(Role.ASSISTANT, piece_place.clean(piece, column)),), piece_place.source)
 
 
 def _read_dialogue(values: dict[str, Any], layout: Layout, place: _Place) -> _Read | None:

@@ -21,6 +21,8 @@ _IN_MEMORY: Final = 200_000
 _SPAN: Final = 125_000
 _BASE: Final = np.uint64(0x9E3779B97F4A7C15)
 _KEY: Final = 8
+_FIRST_BITS: Final = 20
+_REST_BITS: Final = np.uint64(64 - _FIRST_BITS)
 
 
 def sign(hashes: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -94,7 +96,12 @@ class BandKeys:
         del ordered
         if not len(repeated):
             return np.zeros(0, dtype=np.int64), repeated
-        members = np.flatnonzero(repeated[np.minimum(np.searchsorted(repeated, keys), len(repeated) - 1)] == keys)
+        # A table of their first bits rules most of the others out at once.
+        begins = np.zeros(1 << _FIRST_BITS, dtype=np.bool_)
+        begins[repeated >> _REST_BITS] = True
+        members = np.flatnonzero(begins[keys >> _REST_BITS])
+        perhaps = keys[members]
+        members = members[repeated[np.minimum(np.searchsorted(repeated, perhaps), len(repeated) - 1)] == perhaps]
         keys = keys[members]
         members = chosen[members]
         order = np.lexsort((self._read((band + 1) % _BANDS)[members], keys))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,7 +10,8 @@ import numpy as np
 
 from open_autoglm.data.cleaning import group_examples
 from open_autoglm.data.example import Example
-from open_autoglm.data.example_store import StoredExamples
+from open_autoglm.data.example_store import StoredExamples, pairs_of
+from open_autoglm.data.json_text import load_json
 from open_autoglm.data.keys import as_digests, digest_texts, first_places, prompt_key
 from open_autoglm.data.time_order import split_by_time
 from open_autoglm.task import TaskKind
@@ -153,9 +153,9 @@ def _strata(examples: StoredExamples, places: np.ndarray, kind: TaskKind) -> np.
     order = np.argsort(places)  # read in the order of the file
     chosen = examples.take(places[order])
     if kind in (TaskKind.CLASSIFICATION, TaskKind.TABULAR):
-        names = (example.answer.strip() for example in chosen)
+        names = (answer.strip() for _, answer in pairs_of(chosen))
     elif kind is TaskKind.EXTRACTION:
-        names = (" ".join(sorted(_keys(json.loads(example.answer)))) for example in chosen)
+        names = (" ".join(sorted(_keys(load_json(answer)))) for _, answer in pairs_of(chosen))
     else:
         return None
     numbers: dict[str, int] = {}

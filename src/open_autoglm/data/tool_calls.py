@@ -13,6 +13,7 @@ from open_autoglm.chat.messages import Message, Role, ToolCall
 from open_autoglm.data.column_names import TOOLS_NAMES
 from open_autoglm.data.columns import find_named, value_text
 from open_autoglm.data.example import Example
+from open_autoglm.data.tool_parameters import with_schema
 from open_autoglm.data.turns import parsed
 from open_autoglm.errors import DataError
 
@@ -176,7 +177,8 @@ def _objects(cell: Any) -> list[dict[str, Any]]:
 def _as_tools(value: Any) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not value or not all(map(_is_tool, value)):
         return ()
-    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in value)
+    schemas = map(with_schema, value)
+    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in schemas)
 
 
 def _is_tool(value: Any) -> bool:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, Final
 
 from open_autoglm.chat.messages import Role
 from open_autoglm.data.column_names import DIALOGUE_NAMES
+from open_autoglm.data.json_text import load_json
 from open_autoglm.data.transcripts import read_transcript
 from open_autoglm.errors import DataError
 
@@ -116,7 +116,7 @@ def parsed(value: Any) -> Any:
     """JSON in a cell of a table, or a value that is one already."""
     if isinstance(value, str) and value.strip().startswith(("[", "{")):
         try:
-            return json.loads(value)
+            return load_json(value)
         except (ValueError, RecursionError):
             return value
     return value
