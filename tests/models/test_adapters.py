@@ -41,6 +41,11 @@ def assert_close(ours: torch.Tensor, expected: torch.Tensor, tolerance: float = 
     torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
+def assert_same(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    """Up to the rounding of float32 sums in another order."""
+    assert float((ours - expected).norm() / expected.norm()) < 1e-5
+
+
 def adapted(folder: Path, settings: AdapterSettings, *, bits: int | None = None) -> GlmForCausalLM:
     """A model with an adapter whose weights matter."""
     model = load_model(folder, frozen_bits=bits)
@@ -74,8 +79,9 @@ def test_we_compute_what_an_adapter_of_peft_does(tmp_path: Path, architecture: s
     peft = pytest.importorskip("peft")
     save_random_checkpoint(tmp_path / "base", architecture)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    targets = ["q_proj", "o_proj", *(["down_proj"] if architecture != MOE else [])]
     config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "o_proj", "down_proj"], use_rslora=True,
+        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=targets, use_rslora=True,
         rank_pattern={"o_proj": 6}, alpha_pattern={"o_proj": 3}, init_lora_weights=False,
     )  # fmt: skip
     theirs = peft.get_peft_model(base, config).eval()
@@ -131,11 +137,11 @@ def test_merging_changes_no_logits(tmp_path: Path, architecture: str, kind: str,
     model = adapted(tmp_path / "base", settings, bits=bits if kind == "qlora" else None)
     expected = our_logits(model)
     save_model(model, tmp_path / "merged")
-    assert_close(our_logits(load_model(tmp_path / "merged")), expected, 1e-5)
+    assert_same(our_logits(load_model(tmp_path / "merged")), expected)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     with torch.no_grad():
         assert_close(theirs(TOKENS[None]).logits[0], expected)
-    assert_close(our_logits(merge_adapter(model)), expected, 1e-5)
+    assert_same(our_logits(merge_adapter(model)), expected)
     assert not adapted_layers(model)
     assert not any(isinstance(module, FrozenLinear) for module in model.modules())
 
@@ -177,7 +183,7 @@ def test_lora_on_a_checkpoint_that_another_tool_packed(tmp_path: Path, method: s
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
     expected = our_logits(model)
     save_model(model, tmp_path / "merged")
-    assert_close(our_logits(load_model(tmp_path / "merged")), expected, 1e-5)
+    assert_same(our_logits(load_model(tmp_path / "merged")), expected)
 
 
 def test_a_new_adapter_changes_nothing(tmp_path: Path) -> None:
@@ -185,8 +191,8 @@ def test_a_new_adapter_changes_nothing(tmp_path: Path) -> None:
     model = load_model(tmp_path)
     expected = our_logits(model)
     names = attach_adapter(model, AdapterSettings(), torch.Generator().manual_seed(0))
-    assert not any(".experts." in name or name.endswith(".gate") for name in names)
-    assert any("shared_experts.gate_proj" in name for name in names)
+    assert {name.rpartition(".")[2] for name in names} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert len(names) == 3 * 4
     assert torch.equal(our_logits(model), expected)
     with pytest.raises(CheckpointError, match="already"):
         attach_adapter(model, AdapterSettings(), torch.Generator())

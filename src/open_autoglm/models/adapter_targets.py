@@ -12,6 +12,7 @@ from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.tensor_names import tensor_shapes
 from open_autoglm.spelling import did_you_mean
 
+_FEED_FORWARD: Final = ("gate_proj", "up_proj", "down_proj", "gate_up_proj")
 _CHATGLM_TARGETS: Final = {
     "query_key_value": "q_proj, k_proj and v_proj",
     "dense": "o_proj",
@@ -24,16 +25,13 @@ _CHATGLM_TARGETS: Final = {
 def linear_layers(config: ModelConfig) -> list[str]:
     """The names of the linear layers of the decoder that can have an adapter.
 
-    Routed experts and routers are not among them: transformers keeps experts in one tensor, for which PEFT's format of
-    layers has no place.
+    In a mixture of experts these are the projections of attention alone: transformers keeps routed experts in one tensor
+    and PEFT takes every name of a feed-forward layer for those, so that its format has no place for the others.
     """
     return [
         name.removesuffix(".weight")
         for name, shape in tensor_shapes(config)
-        if name.startswith("model.layers.")
-        and len(shape) == 2
-        and ".mlp.experts." not in name
-        and not name.endswith(".mlp.gate.weight")
+        if name.startswith("model.layers.") and len(shape) == 2 and not (config.is_mixture and ".mlp." in name)
     ]
 
 
@@ -49,6 +47,11 @@ def find_targets(config: ModelConfig, targets: Iterable[str]) -> list[str]:
             return layers
         found = [name for name in layers if name == target or name.endswith(f".{target}")]
         if not found:
+            if config.is_mixture and target.rpartition(".")[2] in _FEED_FORWARD:
+                raise CheckpointError(
+                    f"adapter: '{target}' cannot be adapted in a mixture of experts, since PEFT's format has no place for "
+                    "it; the targets there are q_proj, k_proj, v_proj and o_proj"
+                )
             hint = _CHATGLM_TARGETS.get(target.rpartition(".")[2])
             known = {"all", *(name.rpartition(".")[2] for name in layers)}
             meant = f"; here it is {hint}" if hint else did_you_mean(target, known)
