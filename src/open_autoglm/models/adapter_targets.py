@@ -25,8 +25,8 @@ _CHATGLM_TARGETS: Final = {
 def linear_layers(config: ModelConfig) -> list[str]:
     """The names of the linear layers of the decoder that can have an adapter.
 
-    In a mixture of experts these are the projections of attention alone: transformers keeps routed experts in one tensor
-    and PEFT takes every name of a feed-forward layer for those, so that its format has no place for the others.
+    In a mixture of experts these are the projections of attention alone: transformers keeps routed experts in one
+    tensor, and PEFT takes every name of a feed-forward layer for those, so that its format has no place for the others.
     """
     return [
         name.removesuffix(".weight")
@@ -49,8 +49,8 @@ def find_targets(config: ModelConfig, targets: Iterable[str]) -> list[str]:
         if not found:
             if config.is_mixture and target.rpartition(".")[2] in _FEED_FORWARD:
                 raise CheckpointError(
-                    f"adapter: '{target}' cannot be adapted in a mixture of experts, since PEFT's format has no place for "
-                    "it; the targets there are q_proj, k_proj, v_proj and o_proj"
+                    f"adapter: '{target}' cannot be adapted in a mixture of experts, for which PEFT's format has no "
+                    "place; the targets there are q_proj, k_proj, v_proj and o_proj"
                 )
             hint = _CHATGLM_TARGETS.get(target.rpartition(".")[2])
             known = {"all", *(name.rpartition(".")[2] for name in layers)}

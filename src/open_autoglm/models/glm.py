@@ -9,7 +9,7 @@ Source: Du et al. 2022 (GLM), GLM team 2024 (ChatGLM: a family), 2025 (GLM-4.5).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.experts import GatedFeedForward, MixtureOfExperts
 from open_autoglm.models.initialization import initialize
 from open_autoglm.models.rotary_embedding import rotary_tables, rotate
+from open_autoglm.models.training_functions import (
+    PaddedLayout,
+    can_use,
+    gated_silu,
+    root_mean_square_norm,
+    short_attention,
+)
+
+_SHORT: Final = 192
+"""Tokens of the longest sequence up to which attention keeps all its weights at once while it trains on a CPU."""
 
 
 class Attention(Protocol):
@@ -58,6 +68,13 @@ class PackedSequences:
         self.lengths = lengths.repeat_interleave(lengths)
         self._slots = filled.flatten().nonzero().squeeze(1)
         self._full = bool(filled.all())
+        self._layouts: dict[tuple[int, int], PaddedLayout] = {}
+
+    def _layout(self, heads: int, key_heads: int) -> PaddedLayout:
+        """Made once for all layers."""
+        if (heads, key_heads) not in self._layouts:
+            self._layouts[heads, key_heads] = PaddedLayout(*self._shape, self._slots, heads, key_heads)
+        return self._layouts[heads, key_heads]
 
     def _padded(self, flat: Tensor) -> Tensor:
         rows, longest = self._shape
@@ -70,6 +87,8 @@ class PackedSequences:
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend within each sequence; shapes as `Attention` says."""
         del layer
+        if self._shape[1] <= _SHORT and can_use(query) and can_use(key) and can_use(value):
+            return short_attention(query, key, value, self._layout(query.shape[1], key.shape[1]))
         grouped = query.shape[1] != key.shape[1]
         output = F.scaled_dot_product_attention(
             self._padded(query), self._padded(key), self._padded(value), is_causal=True, enable_gqa=grouped
@@ -88,6 +107,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: float[..., size]. Returns the same shape and dtype."""
+        if can_use(hidden) and self.weight.requires_grad:
+            return root_mean_square_norm(hidden, self.weight, self.epsilon)
         if hidden.dtype == torch.float32:
             return F.rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
         scaled = F.rms_norm(hidden.float(), self.weight.shape, None, self.epsilon)
@@ -140,7 +161,10 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: float[num_tokens, hidden_size]. Returns the same shape."""
-        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+        gate_up = self.gate_up_proj(hidden)
+        if can_use(gate_up):
+            return self.down_proj(gated_silu(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
 
