@@ -15,7 +15,7 @@ from open_autoglm.models.glm import GlmForCausalLM
 from open_autoglm.train.checkpoint import Progress
 from open_autoglm.train.loss import answer_loss
 
-MOST_RESTARTS: Final = 4
+MOST_RESTARTS: Final = 6
 """How often a run may go back to its last checkpoint with half its learning rate."""
 
 _WINDOW: Final = 32
@@ -51,11 +51,25 @@ class DivergenceWatch:
             progress.steady_loss = loss
         if len(progress.recent_losses) == _WINDOW:
             progress.steady_loss = min(progress.steady_loss, median)
-        limit = _FACTOR * progress.steady_loss + _MARGIN
-        last = progress.recent_losses[-_PATIENCE:]
-        if len(last) == _PATIENCE and min(last) > limit:
-            return f"the loss rose to {loss:.3g} from about {progress.steady_loss:.3g}"
-        return None
+        return self.rise if self.high_losses >= _PATIENCE else None
+
+    @property
+    def high_losses(self) -> int:
+        """How many of the last losses are far above, one after the other."""
+        steady = self._progress.steady_loss
+        count = 0
+        for loss in reversed(self._progress.recent_losses):
+            if steady is None or loss <= _FACTOR * steady + _MARGIN:
+                break
+            count += 1
+        return count
+
+    @property
+    def rise(self) -> str:
+        """From where to where the loss rose, in words."""
+        progress = self._progress
+        last = progress.recent_losses[-1] if progress.recent_losses else math.nan
+        return f"the loss rose to {last:.3g} from about {progress.steady_loss or math.nan:.3g}"
 
 
 def explain_bad_batch(model: GlmForCausalLM, examples: TokenizedExamples, chosen: np.ndarray) -> str | None:

@@ -150,12 +150,16 @@ class Trainer:
         while self.progress.step < target:
             try:
                 self._advance(_next_stop(self.progress.step, target, schedule), schedule, on_step, write=True)
+                watch = DivergenceWatch(self.progress)
+                if self.progress.step == target and watch.high_losses > 1:
+                    raise _DivergedError(watch.rise)
                 if self.progress.step == target or _due(self.progress.step, schedule.evaluate_every):
                     self._evaluate()
             except _DivergedError as divergence:
                 self._go_back(str(divergence))
                 continue
-            if self.progress.step == target or _due(self.progress.step, schedule.checkpoint_every):
+            due = _due(self.progress.step, schedule.checkpoint_every) and not watch.high_losses
+            if self.progress.step == target or due:
                 self.save()
         self.curves.flush()
         self.model.eval()
