@@ -34,7 +34,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "evaluate": {"bundle", "chat", "data", "engine", "metrics", "models", "progress", "train"},
     "search": {"data", "engine", "metrics", "models", "targets", "train"},
     "compress": {"models", "engine"},
-    "build_pipeline": {"data", "pipeline", "targets"},
+    "build_pipeline": {"data", "models", "pipeline", "targets"},
     "build_steps": {
         "bundle", "chat", "compress", "data", "engine", "evaluate", "models", "pipeline", "progress", "search",
         "targets", "train",

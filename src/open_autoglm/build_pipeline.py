@@ -16,6 +16,9 @@ from typing import Any, Final
 
 from open_autoglm.data.files import find_files, find_split_files
 from open_autoglm.errors import BudgetError, ConfigurationError, DataError
+from open_autoglm.models.adapter_settings import AdapterSettings
+from open_autoglm.models.adapter_targets import find_targets
+from open_autoglm.models.weights import open_weights
 from open_autoglm.pipeline import Packet, PipelineSpecification, RetrySpecification, StageSpecification, run_pipeline
 from open_autoglm.storage import FolderLock, sha256_of_file
 from open_autoglm.targets import KNOWN_TARGETS
@@ -61,7 +64,7 @@ class BuildSettings:
 
     budget: seconds for everything. trials: how many to start; chosen from the budget if None. steps: train the
     winner for exactly so many optimiser steps and look at no clock, which makes a build repeatable. mask_pii,
-    remove_near_duplicates: as `data.prepare` has them.
+    remove_near_duplicates: as `data.prepare` has them. adapter: fine-tune by an adapter on the frozen `base`.
     """
 
     train: Path
@@ -78,11 +81,13 @@ class BuildSettings:
     seed: int = 0
     mask_pii: bool = False
     remove_near_duplicates: bool = False
+    adapter: AdapterSettings | None = None
 
     def to_payload(self) -> dict[str, Any]:
         """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
         payload = asdict(self)
-        for name in ("mask_pii", "remove_near_duplicates"):
+        payload["adapter"] = None if self.adapter is None else self.adapter.to_dict()
+        for name in ("mask_pii", "remove_near_duplicates", "adapter"):
             if not payload[name]:
                 del payload[name]  # a run that was begun before there were such settings goes on
         for name in ("train", "valid", "test", "base", "out"):
@@ -112,13 +117,15 @@ def build(
     seed: int = 0,
     mask_pii: bool = False,
     remove_near_duplicates: bool = False,
+    adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
 ) -> BuildResult:
     """Build a small GLM from a file of data.
 
     data: a file, or a folder with `train.*` and perhaps `valid.*` (or `dev.*`) and `test.*`. out: the run folder,
     `runs/NAME` if not given; a second call on the same folder continues there. budget: seconds, or like `15m`.
     mask_pii: train on `[EMAIL]`, `[PHONE]`, ... in place of personal data and secrets. remove_near_duplicates: take
-    near-duplicates out of the training split.
+    near-duplicates out of the training split. adapter: `lora` or `qlora` to fine-tune the frozen `base` by an adapter,
+    which is merged in the bundle and kept in the run folder; settings of it as `AdapterSettings` or its fields.
     Raises an OpenAutoGLMError that says what to do: DataError, ConfigurationError, BudgetError, StorageError,
     RunLockedError, TrainingError, CheckpointError or PipelineError.
     """
@@ -138,6 +145,7 @@ def build(
         seed=seed,
         mask_pii=mask_pii,
         remove_near_duplicates=remove_near_duplicates,
+        adapter=adapter,
     )
     payload = settings.to_payload()
     lock = FolderLock(settings.out)
@@ -196,6 +204,7 @@ def check_settings(
     seed: int,
     mask_pii: bool = False,
     remove_near_duplicates: bool = False,
+    adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
 ) -> BuildSettings:
     """Everything that can be found wrong before any work. Raises ConfigurationError, DataError or BudgetError."""
     train, found_valid, found_test = find_splits(Path(data))
@@ -232,7 +241,28 @@ def check_settings(
         seed=seed,
         mask_pii=mask_pii,
         remove_near_duplicates=remove_near_duplicates,
+        adapter=_check_adapter(adapter, base),
     )
+
+
+def _check_adapter(
+    adapter: AdapterSettings | Mapping[str, Any] | str | None, base: str | Path | None
+) -> AdapterSettings | None:
+    if adapter is None:
+        return None
+    if isinstance(adapter, str):
+        settings = AdapterSettings(kind=adapter)
+    else:
+        settings = adapter if isinstance(adapter, AdapterSettings) else AdapterSettings.from_dict(adapter)
+    if base is None:
+        raise ConfigurationError("--adapter needs --base: give the folder of the GLM checkpoint to fine-tune")
+    with open_weights(Path(base)) as reader:
+        find_targets(reader.config, settings.targets)
+    if settings.kind == "soft_prompt":
+        raise ConfigurationError(
+            "--adapter soft_prompt: a bundle has no place for a soft prompt, for no weight holds it; use lora or qlora"
+        )
+    return settings
 
 
 def find_splits(path: Path) -> tuple[Path, Path | None, Path | None]:

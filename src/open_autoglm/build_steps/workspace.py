@@ -17,6 +17,8 @@ from open_autoglm.chat.template import END_OF_TEXT, stop_token_ids
 from open_autoglm.data import Example, PreparedData, TokenizedExamples, encode_examples, values_by_key
 from open_autoglm.engine import LLM
 from open_autoglm.evaluate import Evaluation, evaluate_answers, evaluate_calls, evaluate_perplexity
+from open_autoglm.models.adapter_settings import AdapterSettings
+from open_autoglm.models.adapters import attach_adapter
 from open_autoglm.models.checkpoint import load_config, load_model
 from open_autoglm.models.glm import GlmForCausalLM
 from open_autoglm.pipeline import Packet, StageContext
@@ -24,6 +26,7 @@ from open_autoglm.progress import ProgressBar
 from open_autoglm.search.space import Candidate, SearchSpace
 from open_autoglm.task import TaskKind
 from open_autoglm.train.augmented import AugmentedExamples
+from open_autoglm.train.optimizers import output_gain
 from open_autoglm.train.settings import TrainingSettings
 from open_autoglm.train.trainer import ExampleSource, FixedExamples
 
@@ -71,14 +74,28 @@ class Workspace:
         )
 
     def make_model(self, candidate: Candidate) -> GlmForCausalLM:
-        """A model to train: from nothing, or the base checkpoint."""
-        if self.base is not None:
-            model = load_model(self.base)
-            model.set_dropout(candidate.config.dropout)
+        """A model to train: from nothing, or the base checkpoint, with an adapter where one was asked for."""
+        settings = candidate.settings
+        generator = torch.Generator().manual_seed(settings.seed)
+        if self.base is None:
+            model = GlmForCausalLM(candidate.config)
+            gain = output_gain(settings.width_transfer, candidate.config.hidden_size)
+            model.initialize(generator, settings.initialization, output_gain=gain)
             return model
-        model = GlmForCausalLM(candidate.config)
-        model.initialize(torch.Generator().manual_seed(candidate.settings.seed))
+        adapter = self.adapter_of(settings)
+        bits = adapter.base_bits if adapter is not None and adapter.kind == "qlora" else None
+        model = load_model(self.base, frozen_bits=bits)
+        model.set_dropout(candidate.config.dropout)
+        if adapter is not None:
+            attach_adapter(model, adapter, generator)
         return model
+
+    def adapter_of(self, settings: TrainingSettings) -> AdapterSettings | None:
+        """The adapter that the settings name, or else the one that the user asked for."""
+        if settings.adapter is not None:
+            return settings.adapter
+        asked = self.settings.get("adapter")
+        return None if asked is None else AdapterSettings.from_dict(asked)
 
     def make_source(self, settings: TrainingSettings) -> ExampleSource:
         """The training examples, with slot values swapped where the settings ask for it."""

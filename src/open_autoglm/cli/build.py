@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from open_autoglm.cli.adapter_options import HELP as ADAPTER_HELP
+from open_autoglm.cli.adapter_options import adapter_fields
 from open_autoglm.cli.ask import choose_reading, kept_input
 from open_autoglm.cli.data_options import HELP
 from open_autoglm.cli.output import print_json, print_line, print_table
@@ -40,6 +42,12 @@ def build_command(
         bool, typer.Option("--remove-near-duplicates", help=HELP["remove_near_duplicates"])
     ] = False,
     base: Annotated[Path | None, typer.Option(help="A GLM checkpoint folder to start from.")] = None,
+    adapter: Annotated[str | None, typer.Option(metavar="lora|qlora", help=ADAPTER_HELP["adapter"])] = None,
+    lora_rank: Annotated[int | None, typer.Option("--lora-rank", "--rank", help=ADAPTER_HELP["rank"])] = None,
+    lora_alpha: Annotated[float | None, typer.Option("--lora-alpha", "--alpha", help=ADAPTER_HELP["alpha"])] = None,
+    lora_target: Annotated[list[str] | None, typer.Option(help=ADAPTER_HELP["target"])] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help=ADAPTER_HELP["dropout"])] = None,
+    quantization_bit: Annotated[int | None, typer.Option(help=ADAPTER_HELP["bits"])] = None,
     target: Annotated[str, typer.Option(help="The device that the model is for.")] = "cpu",
     budget: Annotated[str, typer.Option(help="The time for everything: 90s, 15m, 1h30m.")] = "15m",
     trials: Annotated[int | None, typer.Option(help="How many trials to start; by the budget if not given.")] = None,
@@ -73,6 +81,14 @@ def build_command(
             seed=seed,
             mask_pii=mask_pii,
             remove_near_duplicates=remove_near_duplicates,
+            adapter=adapter_fields(
+                adapter,
+                rank=lora_rank,
+                alpha=lora_alpha,
+                target=lora_target,
+                dropout=lora_dropout,
+                bits=quantization_bit,
+            ),
         )
     if as_json:
         print_json(result.to_dict())
