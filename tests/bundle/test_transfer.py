@@ -4,7 +4,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -321,7 +320,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-REGISTRY = os.environ.get("OPEN_AUTOGLM_TEST_REGISTRY") or shutil.which("docker-registry")
+REGISTRY = shutil.which("docker-registry")
 
 
 @pytest.mark.skipif(REGISTRY is None, reason="docker-registry (a Debian package) is not here")

@@ -30,6 +30,7 @@ def create_app() -> typer.Typer:
         keygen,
         keys,
         pack,
+        package,
         pull,
         push,
         serve,
@@ -45,7 +46,7 @@ def create_app() -> typer.Typer:
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    bundle_commands = (pack, inspect, diff, verify, keygen, sign, push, pull)
+    bundle_commands = (pack, inspect, diff, verify, keygen, sign, push, pull, package)
     for module in (build, data, eval, chat, serve, keys, *bundle_commands, doctor):
         module.register(app)
     return app
