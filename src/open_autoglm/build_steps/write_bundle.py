@@ -14,7 +14,7 @@ from open_autoglm.bundle import BundleManifest, QuantizationRecord, write_bundle
 from open_autoglm.bundle.card import write_data_report, write_model_card
 from open_autoglm.bundle.huggingface import CHAT_TEMPLATE_FILE, write_tokenizer
 from open_autoglm.bundle.lineage import describe_code, describe_parent, describe_time, describe_versions, plain_name
-from open_autoglm.models.checkpoint import INT8_FILE, load_config, load_model
+from open_autoglm.models.checkpoint import INT8_FILE, WEIGHTS_FILE, load_config, load_model
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.search.leaderboard import Entry, Leaderboard
@@ -66,7 +66,8 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
         metrics=metrics,
         lineage=_lineage(payload, data_report),
     )
-    sizes = {"float32": compressed["size_before"], "int8": compressed["size_after"]}
+    sizes = {"float32": (staging / WEIGHTS_FILE).stat().st_size}
+    sizes |= {name: record.size for name, record in manifest.quantizations.items()}
     write_model_card(staging, manifest, report, sizes=sizes, curve=payload["train"]["curve"])
     folder = context.folder / "bundle"
     write_bundle(folder, staging, manifest)

@@ -41,7 +41,7 @@ def _printable(text: str) -> str:
 _Name = Annotated[str, Field(min_length=1, max_length=_MAX_NAME), AfterValidator(_printable)]
 _Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
 _Path = Annotated[str, Field(min_length=1, max_length=_MAX_PATH)]
-Weights = Literal["float32", "bfloat16", "int8", "int4"]
+Weights = Literal["float32", "int8", "int4"]
 
 
 class _Record(BaseModel):
