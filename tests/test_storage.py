@@ -182,6 +182,12 @@ def test_json_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('{"a": ')
     with pytest.raises(StorageError, match="not valid JSON"):
         read_json(tmp_path / "half.json")
+    (tmp_path / "bytes.json").write_bytes(b'{"a": "\xf1"}')
+    with pytest.raises(StorageError, match="not valid JSON"):
+        read_json(tmp_path / "bytes.json")
+    (tmp_path / "deep.json").write_bytes(b"[" * 100_000)
+    with pytest.raises(StorageError, match=r"nested|not valid JSON"):
+        read_json(tmp_path / "deep.json")
 
 
 def test_the_hash_of_a_file(tmp_path: Path) -> None:

@@ -92,3 +92,27 @@ class EngineError(OpenAutoGLMError):
 
     exit_code = 10
     http_status = 503
+
+
+class UnsignedBundleError(BundleError):
+    """A bundle must be signed, and is not."""
+
+    exit_code = 20
+
+
+class WrongKeyError(BundleError):
+    """A bundle is signed, but not with the key that was asked for."""
+
+    exit_code = 21
+
+
+class SignatureMismatchError(BundleError):
+    """A signature does not belong to the bundle that it lies in: one of the two was changed."""
+
+    exit_code = 22
+
+
+class RegistryError(OpenAutoGLMError):
+    """A registry refused, cannot be reached, or gave something else than was asked for."""
+
+    exit_code = 23

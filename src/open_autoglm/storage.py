@@ -113,11 +113,13 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value in `path`. Raises StorageError when it cannot be read or is not JSON."""
     with explained(path, "read"):
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(content.decode("utf-8"))
+    except ValueError as error:  # bytes that are no text are one, too
         raise StorageError(f"cannot read {path}: it is not valid JSON ({error})") from None
+    except RecursionError:
+        raise StorageError(f"cannot read {path}: it is nested too deeply") from None
 
 
 def sha256_of_file(path: Path) -> str:

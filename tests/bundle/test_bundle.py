@@ -117,6 +117,42 @@ def test_what_is_not_a_bundle_is_said_so(tmp_path: Path) -> None:
     make_bundle(tmp_path)
     with pytest.raises(BundleError, match="did you mean"):
         open_bundle(tmp_path)
-    rewrite(tmp_path / "bundle", schema_version=2)
+    rewrite(tmp_path / "bundle", schema_version=3)
     with pytest.raises(BundleError, match="schema_version"):
         open_bundle(tmp_path / "bundle")
+
+
+def test_empty_folders_and_folders_without_leave_are_refused(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path)
+    (folder / "more").mkdir()
+    with pytest.raises(BundleError, match="more is not listed"):
+        open_bundle(folder)
+    (folder / "more").rmdir()
+    deep = folder / "inner"
+    for _ in range(50):
+        deep = deep / "in"
+        deep.mkdir()
+    with pytest.raises(BundleError, match="inner/in is not listed"):
+        open_bundle(folder)
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(BundleError, match=r"model\.safetensors is not listed"):
+        open_bundle(folder)
+    record = {"size": 0, "sha256": "0" * 64}
+    files = json.loads((folder / "bundle.json").read_text())["files"]
+    rewrite(folder, files={**files, "model.safetensors/x": record})
+    with pytest.raises(BundleError, match="missing"):
+        open_bundle(folder)
+
+
+def test_bundle_json_does_not_list_itself_or_its_signature(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path)
+    files = json.loads((folder / "bundle.json").read_text())["files"]
+    for name in ("bundle.json", "bundle.sig", "model.sig"):
+        rewrite(folder, files={**files, name: {"size": 0, "sha256": "0" * 64}})
+        with pytest.raises(BundleError, match="cannot be listed"):
+            open_bundle(folder)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import open_autoglm
 from open_autoglm.bundle import open_bundle
+from open_autoglm.bundle.comparison import compare_manifests, differ_in_time_only
 from open_autoglm.chat.detection import BUILT_FORMAT
 from open_autoglm.chat.messages import Message, Role
 from open_autoglm.chat.template import encode
@@ -139,6 +140,34 @@ def test_ten_kills_change_nothing(built: tuple[Path, dict], small_snips: Path, t
     assert trials(out) == trials(whole)
     finished = [event["trial"] for event in read_events(out) if event.get("event") == "trial_finished"]
     assert sorted(set(finished)) == [0, 1]
+
+
+@pytest.mark.timeout(900)
+def test_a_second_build_gives_the_same_bytes_dates_aside(
+    built: tuple[Path, dict], small_snips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1767225600")
+    done = run_command("build", small_snips, "--out", tmp_path / "small", *PLAN, "--json", timeout=600)
+    assert done.returncode == 0, done.stderr
+    first, second = open_bundle(built[0] / "bundle"), open_bundle(tmp_path / "small" / "bundle")
+    assert (second.manifest.origin.built, second.manifest.origin.seconds) == ("2026-01-01T00:00:00+00:00", {})
+    differences = compare_manifests(first.manifest, second.manifest)
+    assert differ_in_time_only(differences), [item.to_dict() for item in differences]
+    for name in first.manifest.files:
+        if name != "README.md":  # it says when it was built
+            assert (first.path / name).read_bytes() == (second.path / name).read_bytes(), name
+
+
+def test_a_bundle_says_where_it_comes_from(built: tuple[Path, dict]) -> None:
+    opened = open_bundle(built[0] / "bundle")
+    origin = opened.manifest.origin
+    assert opened.manifest.schema_version == 2
+    assert set(origin.files_sha256) == {"train", "valid", "test"}
+    assert origin.code["version"]
+    assert {"plots/metrics.svg", "plots/sizes.svg", "data_report.json", "chat_template.jinja"} <= set(
+        opened.manifest.files
+    )
+    assert f"{opened.manifest.metrics['test_exact_match']:.4f}" in (opened.path / "README.md").read_text("utf-8")
 
 
 def trials(out: Path) -> list[dict]:

@@ -3,26 +3,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from open_autoglm.build_steps.workspace import Workspace, say, with_result
+from open_autoglm.build_steps.workspace import Workspace, optional_path, say, with_result
 from open_autoglm.bundle import BundleManifest, QuantizationRecord, write_bundle
-from open_autoglm.bundle.card import write_model_card
-from open_autoglm.bundle.huggingface import write_tokenizer
-from open_autoglm.models.checkpoint import INT8_FILE, load_config, load_model
+from open_autoglm.bundle.card import write_data_report, write_model_card
+from open_autoglm.bundle.huggingface import CHAT_TEMPLATE_FILE, write_tokenizer
+from open_autoglm.bundle.lineage import describe_code, describe_parent, describe_time, describe_versions, plain_name
+from open_autoglm.models.checkpoint import INT8_FILE, WEIGHTS_FILE, load_config, load_model
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.search.leaderboard import Entry, Leaderboard
 from open_autoglm.storage import read_json, write_json
 from open_autoglm.targets import resolve_target
-from open_autoglm.version import __version__
-
-_LIBRARIES: Final = ("torch", "optuna", "tokenizers", "llguidance", "numpy", "dbos")
 
 
 def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
@@ -45,9 +42,12 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
         evaluation = work.score(load_model(staging, weights=weights), work.prepared.test, title="test")
         metrics |= {f"test_{name}": value for name, value in evaluation.metrics.items()}
         say(f"bundle: {task.metric} {evaluation.value:.4f} on the {evaluation.n} examples of the test split")
+    report = work.prepared.report.to_dict()
+    data_report = write_data_report(staging, report)
     manifest = BundleManifest(
-        name=context.folder.name,
+        name=plain_name(context.folder.name),
         task=task.to_dict(),
+        chat_template=CHAT_TEMPLATE_FILE,
         architecture=config.architecture,
         parameters=config.num_parameters(),
         default_weights=weights,
@@ -64,9 +64,11 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
         },
         target=resolve_target(payload["settings"]["target"]).to_dict(),
         metrics=metrics,
-        lineage=_lineage(payload),
+        lineage=_lineage(payload, data_report),
     )
-    write_model_card(staging, manifest, work.prepared.report.to_dict())
+    sizes = {"float32": (staging / WEIGHTS_FILE).stat().st_size}
+    sizes |= {name: record.size for name, record in manifest.quantizations.items()}
+    write_model_card(staging, manifest, report, sizes=sizes, curve=payload["train"]["curve"])
     folder = context.folder / "bundle"
     write_bundle(folder, staging, manifest)
     _finish_leaderboard(context.folder, payload, metrics, config, task.metric)
@@ -101,22 +103,26 @@ def _finish_leaderboard(
         )
 
 
-def _lineage(payload: dict[str, Any]) -> dict[str, Any]:
-    versions = {"open_autoglm": __version__}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
+def _lineage(payload: dict[str, Any], data_report: str) -> dict[str, Any]:
     settings = payload["settings"]
+    base = optional_path(settings["base"])
+    parents = [] if base is None else [describe_parent(base).model_dump(mode="json")]
+    seconds = {step: payload[step]["seconds"] for step in ("data", "search", "train", "compress")}
     return {
-        "built": datetime.now(UTC).isoformat(timespec="seconds"),
+        **describe_time(seconds, os.environ),
         "data_sha256": payload["data"]["digest"],
         "files_sha256": settings["digests"],
+        "data_report": data_report,
         "seed": settings["seed"],
         "budget_seconds": settings["budget"],
         "steps": settings["steps"],
-        "versions": versions,
-        "search": {"trial": payload["search"]["trial"], "training": payload["search"]["training"]},
-        "seconds": {step: payload[step]["seconds"] for step in ("data", "search", "train", "compress")},
+        "code": describe_code(),
+        "versions": describe_versions(),
+        "search": {
+            "trial": payload["search"]["trial"],
+            "config": payload["search"]["config"],
+            "training": payload["search"]["training"],
+            "trained_steps": payload["train"]["steps"],
+        },
+        "parents": parents,
     }

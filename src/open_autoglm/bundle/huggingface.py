@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 
 from open_autoglm.chat.messages import Role
 from open_autoglm.chat.template import CHAT_TEMPLATE, CONTROL_TOKENS, END_OF_TEXT, ROLE_TOKENS
-from open_autoglm.errors import BundleError
+from open_autoglm.chat.tokenizer_files import read_tokenizer_json
+from open_autoglm.errors import BundleError, CheckpointError
 from open_autoglm.storage import write_atomic, write_json
 
 TOKENIZER_FILE: Final = "tokenizer.json"
@@ -43,6 +44,6 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     if not file.is_file():
         raise BundleError(f"{folder} has no {TOKENIZER_FILE}; save the checkpoint with its fast tokenizer")
     try:
-        return Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-        raise BundleError(f"{file} is not a tokenizer that can be read ({error})") from None
+        return read_tokenizer_json(file)
+    except CheckpointError as error:
+        raise BundleError(str(error)) from None

@@ -29,10 +29,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     path = folder / TOKENIZER_FILES[0]
     if path.is_file():
-        try:
-            return Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-            raise CheckpointError(f"{path} is not a tokenizer that can be read ({error})") from None
+        return read_tokenizer_json(path)
     path = folder / TOKENIZER_FILES[1]
     if not path.is_file():
         raise CheckpointError(f"{folder} has none of {', '.join(TOKENIZER_FILES)}; copy the tokenizer's file there")
@@ -44,6 +41,17 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     tokenizer = read_tiktoken(path, () if named else GLM4_TOKENS) if is_tiktoken else read_sentencepiece(path)
     _add_named(tokenizer, named, folder)
     return tokenizer
+
+
+def read_tokenizer_json(path: Path) -> Tokenizer:
+    """The tokenizer in a `tokenizer.json` of any origin. Raises CheckpointError when it cannot be read."""
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the library raises bare Exception, and panics that are not even that
+        reason = "".join(character if character.isprintable() else " " for character in str(error)[:300])
+        raise CheckpointError(f"{path} is not a tokenizer that can be read ({reason})") from None
 
 
 def _named_tokens(folder: Path) -> dict[int, AddedToken]:

@@ -19,7 +19,24 @@ _INTERRUPTED = 130
 
 def create_app() -> typer.Typer:
     """The command tree, built on call so that importing this package costs nothing."""
-    from open_autoglm.cli import build, chat, data, doctor, eval, inspect, keys, pack, serve  # noqa: A004
+    from open_autoglm.cli import (
+        build,
+        chat,
+        data,
+        diff,
+        doctor,
+        eval,  # noqa: A004
+        inspect,
+        keygen,
+        keys,
+        pack,
+        package,
+        pull,
+        push,
+        serve,
+        sign,
+        verify,
+    )
 
     app = typer.Typer(
         name="open-autoglm",
@@ -29,7 +46,8 @@ def create_app() -> typer.Typer:
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for module in (build, data, eval, chat, serve, keys, pack, inspect, doctor):
+    bundle_commands = (pack, inspect, diff, verify, keygen, sign, push, pull, package)
+    for module in (build, data, eval, chat, serve, keys, *bundle_commands, doctor):
         module.register(app)
     return app
 

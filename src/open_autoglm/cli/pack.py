@@ -31,8 +31,15 @@ def pack_command(
     from open_autoglm.engine.packing import pack_model
 
     outcome = pack_model(model, form=quantize or dtype)
-    found: dict[str, Any] = {"file": str(outcome.path), "bytes": outcome.size, "seconds": round(outcome.seconds, 3)}
+    found: dict[str, Any] = {
+        "file": str(outcome.path),
+        "bytes": outcome.size,
+        "seconds": round(outcome.seconds, 3),
+        "lost_signature": outcome.lost_signature,
+    }
     if as_json:
         print_json(found)
     else:
         print_line(f"{outcome.path}: {outcome.size / 1e6:.1f} MB in {outcome.seconds:.1f} s")
+        if outcome.lost_signature:
+            print_line("the bundle has one file more, so its signature is gone: sign it again with open-autoglm sign")

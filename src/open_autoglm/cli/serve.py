@@ -72,6 +72,14 @@ def serve_command(
     memory_limit: Annotated[
         str | None, typer.Option("--memory-limit", "--memory_limit", help="What all models take together, such as 4GB.")
     ] = None,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(
+            "--require-signature",
+            "--require_signature",
+            help="A public key; only bundles that its owner signed are served.",
+        ),
+    ] = None,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Run the engine in the server's own process, unwatched.")
     ] = False,
@@ -97,6 +105,7 @@ def serve_command(
         "kv_blocks": kv_blocks,
         "block_size": block_size,
         "enable_prefix_caching": enable_prefix_caching,
+        "require_signature": None if require_signature is None else str(require_signature.resolve()),
     }
     plan = LaunchPlan(
         models=bundles or (),

@@ -23,6 +23,7 @@ _TYPES: Final = {str: str | None, int: int | None, float: float | None, tuple: l
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one flag for each of `ServeSettings`; it finds those that were given in `**flags`."""
+    vars(command).pop("__signature__", None)  # of an earlier command tree in this process
     signature = inspect.signature(command, eval_str=True)
     own = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
     added = [

@@ -56,6 +56,7 @@ class LLM:
     threads: processor threads. kv_blocks: pages of `block_size` tokens in the KV cache. max_batch_tokens,
     max_sequences: what one step computes at most. All three are set from the free memory if not given.
     enable_prefix_caching: keep what is computed of a prompt for others that begin alike.
+    require_signature: the file of a public key; only a bundle that its owner signed is loaded.
     Raises BundleError, CheckpointError, ConfigurationError or EngineError, each saying what to do.
     """
 
@@ -73,9 +74,16 @@ class LLM:
         kv_blocks: int | None = None,
         block_size: int = BLOCK_SIZE,
         enable_prefix_caching: bool = True,
+        require_signature: str | Path | None = None,
     ) -> None:
         loaded = open_model(
-            model, backend=backend, quantize=quantize, dtype=dtype, kv_cache_dtype=kv_cache_dtype, threads=threads
+            model,
+            backend=backend,
+            quantize=quantize,
+            dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype,
+            threads=threads,
+            require_signature=require_signature,
         )
         self._start(loaded, max_batch_tokens, max_sequences, kv_blocks, block_size, caching=enable_prefix_caching)
 

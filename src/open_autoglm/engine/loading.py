@@ -12,13 +12,14 @@ from tokenizers import Tokenizer
 
 from open_autoglm.bundle import open_bundle
 from open_autoglm.bundle.huggingface import read_tokenizer
+from open_autoglm.bundle.keys import read_verifying_key
 from open_autoglm.chat.detection import BUILT_FORMAT, detect_format
 from open_autoglm.chat.format import ChatFormat
 from open_autoglm.chat.tokenizer_files import has_tokenizer, load_tokenizer
 from open_autoglm.engine.backends import Backend, load_backend, wrap_model
 from open_autoglm.engine.fingerprint import fingerprint
 from open_autoglm.engine.model_paths import find_model
-from open_autoglm.errors import ConfigurationError, StorageError
+from open_autoglm.errors import ConfigurationError, StorageError, UnsignedBundleError
 from open_autoglm.storage import read_json
 from open_autoglm.task import Task
 
@@ -52,23 +53,28 @@ def open_model(
     dtype: str | None = None,
     kv_cache_dtype: str = "auto",
     threads: int | None = None,
+    require_signature: str | Path | None = None,
 ) -> LoadedModel:
     """Open a bundle, verified, or a checkpoint in the Hugging Face layout.
 
     quantize: `int8` or `int4`. dtype: `float32` or `bfloat16` weights and computation. With neither, a bundle runs
     with the weights that it names as its default, and a checkpoint in float32. kv_cache_dtype: of the KV cache,
     `auto`, `float32`, `bfloat16` or `int8`. backend: `auto`, `native`, `torch` or `onnx`.
-    Raises BundleError, CheckpointError, EngineError or ConfigurationError.
+    require_signature: the file of a public key; only a bundle that its owner signed is opened.
+    Raises BundleError, also for a missing or wrong signature, CheckpointError, EngineError or ConfigurationError.
     """
     if quantize is not None and quantize not in QUANTIZATIONS:
         raise ConfigurationError(f"unknown quantization '{quantize}'; choose one of: {', '.join(QUANTIZATIONS)}")
+    key = None if require_signature is None else read_verifying_key(Path(require_signature))
     folder = find_model(model)
     task, is_bundle, weights, name = None, False, quantize or "float32", folder.resolve().name
     if (folder / "bundle.json").is_file() or not (folder / "config.json").is_file():
-        bundle = open_bundle(folder)
+        bundle = open_bundle(folder, key=key)
         task, is_bundle, name = bundle.task, True, bundle.manifest.name
         if quantize is None and dtype is None:
             weights = bundle.manifest.default_weights
+    elif key is not None:
+        raise UnsignedBundleError(f"{folder} is a checkpoint, not a bundle, so nobody can have signed it as one")
     tokenizer = read_tokenizer(folder) if is_bundle else load_tokenizer(folder) if has_tokenizer(folder) else None
     loaded = load_backend(
         backend, folder, weights=weights, dtype=dtype or "float32", kv_dtype=kv_cache_dtype, threads=threads

@@ -20,11 +20,15 @@ from open_autoglm.storage import explained
 
 @dataclass(frozen=True)
 class PackingOutcome:
-    """The file that was written, its size in bytes, and the seconds that it took."""
+    """The file that was written, its size in bytes, and the seconds that it took.
+
+    lost_signature: the bundle was signed, and is another now that it has one file more.
+    """
 
     path: Path
     size: int
     seconds: float
+    lost_signature: bool = False
 
 
 def pack_model(model: str | Path, *, form: str) -> PackingOutcome:
@@ -61,4 +65,4 @@ def pack_model(model: str | Path, *, form: str) -> PackingOutcome:
         write_bundle(folder, staging, bundle.manifest)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return PackingOutcome(target, target.stat().st_size, time.monotonic() - start)
+    return PackingOutcome(target, target.stat().st_size, time.monotonic() - start, bundle.signatures is not None)
