@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, text, update
@@ -206,6 +206,13 @@ class Journal(JournalReader):
             if state == DONE:
                 self._hand_on_cursors(connection, claim.run_id)
                 self._start_followers(connection, claim.run_id, result)
+
+    def release_gone(self, is_gone: Callable[[str], bool]) -> None:
+        """Take runs from workers of which is known that they are gone, before their leases end."""
+        with self.begin() as connection:
+            owners = connection.execute(select(runs.c.owner).where(runs.c.owner.is_not(None)).distinct()).scalars()
+            for owner in [owner for owner in owners if is_gone(owner)]:
+                connection.execute(update(runs).where(runs.c.owner == owner).values(lease_until=0.0))
 
     def control(self, claim: Claim) -> str:
         """What somebody asked for: `pause`, `cancel` or ''. Raises LeaseLostError if another worker has the run."""

@@ -82,11 +82,12 @@ class AttemptOutcome:
 class WarmPool:
     """Processes that are kept for the next attempt. Thread-safe.
 
-    idle: how many to keep when they have nothing to do.
+    idle: how many to keep when they have nothing to do. lock: a descriptor that all of them hold open too.
     """
 
-    def __init__(self, idle: int) -> None:
+    def __init__(self, idle: int, lock: int | None = None) -> None:
         self._most_idle = idle
+        self._held = () if lock is None else (lock,)
         self._idle: list[_WarmProcess] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -134,7 +135,7 @@ class WarmPool:
         with self._lock:
             if self._idle and not fresh:
                 return self._idle.pop()
-        return _WarmProcess()
+        return _WarmProcess(self._held)
 
     def _give_back(self, process: _WarmProcess, *, retire: bool) -> None:
         with self._lock:
@@ -147,7 +148,7 @@ class WarmPool:
 class _WarmProcess:
     """One guard and its worker. Raises OSError if it cannot be started."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: tuple[int, ...]) -> None:
         self.has_worked = False
         life_read, self._life = os.pipe()
         self._exit, exit_write = os.pipe()
@@ -159,7 +160,7 @@ class _WarmProcess:
                 [sys.executable, "-P", "-m", "open_autoglm.pipeline.warm_process", *map(str, given)],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
-                pass_fds=given,
+                pass_fds=(*given, *held),
                 start_new_session=True,
                 env={
                     **ENVIRONMENT,
