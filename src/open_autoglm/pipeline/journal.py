@@ -38,6 +38,30 @@ from open_autoglm.pipeline.specification import PipelineSpecification
 _CLAIM_LOCK: Final = 7_270_002
 _CANDIDATES: Final = 200
 
+# The statements that a stage costs, made once.
+_RENEW: Final = (
+    update(runs)
+    .where(runs.c.id == bindparam("b_run"), runs.c.epoch == bindparam("b_epoch"), runs.c.owner == bindparam("b_owner"))
+    .values(lease_until=bindparam("lease_until"), updated=bindparam("updated"))
+    .returning(runs.c.control)
+)
+_THIS_ITEM: Final = (
+    items.c.run_id == bindparam("b_run"),
+    items.c.stage == bindparam("b_stage"),
+    items.c.number == bindparam("b_number"),
+)
+_START: Final = (
+    update(items)
+    .where(*_THIS_ITEM, items.c.attempt == bindparam("b_attempt") - 1)
+    .values({name: bindparam(name) for name in ("state", "attempt", "started")})
+)
+_END: Final = (
+    update(items)
+    .where(*_THIS_ITEM, items.c.attempt == bindparam("b_attempt"))
+    .values({name: bindparam(name) for name in ("state", "failures", "wake", "failure", "output", "cursor", "ended")})
+)
+_CONTROL: Final = select(runs.c.control, runs.c.epoch, runs.c.owner).where(runs.c.id == bindparam("b_run"))
+
 
 class Journal(JournalReader):
     """The writing side, for those who start runs and those who work on them."""
@@ -153,13 +177,12 @@ class Journal(JournalReader):
         with self.begin() as connection:
             now, control = self._renew(connection, claim)
             if opened:
-                known = set(
-                    connection.execute(
-                        select(items.c.stage, items.c.number).where(
-                            items.c.run_id == claim.run_id, items.c.stage.in_({key.stage for key in opened})
-                        )
-                    ).tuples()
+                rows = connection.execute(
+                    select(items.c.stage, items.c.number).where(
+                        items.c.run_id == claim.run_id, items.c.stage.in_({key.stage for key in opened})
+                    )
                 )
+                known = {(row.stage, row.number) for row in rows}
                 new = [key for key in opened if (key.stage, key.number) not in known]
                 if new:
                     generations = self._generations(connection, claim.run_id)
@@ -167,23 +190,10 @@ class Journal(JournalReader):
                         insert(items), [_new_item(claim.run_id, key, generations.get(key.stage, 0)) for key in new]
                     )
                     self.record_items(connection, claim.run_id, [ItemChange(key, WAITING, 0) for key in new], now)
-            started = [change for change in changes if change.state == RUNNING]
-            ended = [change for change in changes if change.state != RUNNING]
-            if started:
-                self._update(
-                    connection,
-                    update(items).where(*_this_item(), items.c.attempt == bindparam("b_attempt") - 1),
-                    [
-                        {**_of_item(claim, change), "state": RUNNING, "attempt": change.attempt, "started": now}
-                        for change in started
-                    ],
-                )
-            if ended:
-                self._update(
-                    connection,
-                    update(items).where(*_this_item(), items.c.attempt == bindparam("b_attempt")),
-                    [{**_of_item(claim, change), **_ended_values(change, now)} for change in ended],
-                )
+            for change in changes:
+                statement = _START if change.state == RUNNING else _END
+                if connection.execute(statement, _item_values(claim, change, now)).rowcount != 1:
+                    raise LeaseLostError("another attempt of a stage has been started by now")
             self.record_items(connection, claim.run_id, changes, now)
         return control
 
@@ -217,31 +227,18 @@ class Journal(JournalReader):
     def control(self, claim: Claim) -> str:
         """What somebody asked for: `pause`, `cancel` or ''. Raises LeaseLostError if another worker has the run."""
         with self.begin() as connection:
-            row = connection.execute(
-                select(runs.c.control, runs.c.epoch, runs.c.owner).where(runs.c.id == claim.run_id)
-            ).one()
+            row = connection.execute(_CONTROL, {"b_run": claim.run_id}).one()
         if (row.epoch, row.owner) != (claim.epoch, claim.owner):
             raise LeaseLostError(f"another worker has the run {claim.run_id} by now")
         return row.control
 
     def _renew(self, connection: Connection, claim: Claim) -> tuple[float, str]:
         now = self.now(connection)
-        mine = (runs.c.id == claim.run_id, runs.c.epoch == claim.epoch, runs.c.owner == claim.owner)
-        renewed = connection.execute(update(runs).where(*mine).values(lease_until=now + claim.lease, updated=now))
-        if renewed.rowcount != 1:
+        values = {"b_run": claim.run_id, "b_epoch": claim.epoch, "b_owner": claim.owner}
+        control = connection.execute(_RENEW, {**values, "lease_until": now + claim.lease, "updated": now}).scalar()
+        if control is None:
             raise LeaseLostError(f"another worker has the run {claim.run_id} by now")
-        control = connection.execute(select(runs.c.control).where(runs.c.id == claim.run_id)).scalar_one()
         return now, control
-
-    def _update(self, connection: Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-        changed = 0
-        for columns in {tuple(row) for row in rows}:
-            same = [row for row in rows if tuple(row) == columns]
-            values = {name: bindparam(name) for name in columns if not name.startswith("b_")}
-            for row in same:  # one by one: drivers disagree about the count of many
-                changed += connection.execute(statement.values(values), dict(row)).rowcount
-        if changed != len(rows):
-            raise LeaseLostError("another attempt of a stage has been started by now")
 
     def _generations(self, connection: Connection, run_id: str) -> dict[str, int]:
         rows = connection.execute(
@@ -291,33 +288,23 @@ def _new_item(run_id: str, key: ItemKey, generation: int = 0) -> dict[str, Any]:
     }
 
 
-def _this_item() -> tuple[Any, ...]:
-    return (
-        items.c.run_id == bindparam("b_run"),
-        items.c.stage == bindparam("b_stage"),
-        items.c.number == bindparam("b_number"),
-    )
-
-
-def _of_item(claim: Claim, change: ItemChange) -> dict[str, Any]:
-    return {
+def _item_values(claim: Claim, change: ItemChange, now: float) -> dict[str, Any]:
+    values: dict[str, Any] = {
         "b_run": claim.run_id,
         "b_stage": change.key.stage,
         "b_number": change.key.number,
         "b_attempt": change.attempt,
-    }
-
-
-def _ended_values(change: ItemChange, now: float) -> dict[str, Any]:
-    values: dict[str, Any] = {
         "state": change.state,
+    }
+    if change.state == RUNNING:
+        return {**values, "attempt": change.attempt, "started": now}
+    output = None if change.output is None else [packet.to_dict() for packet in change.output]
+    return {
+        **values,
         "failures": change.failures,
         "wake": change.wake,
         "failure": None if change.failure is None else json.dumps(dict(change.failure), ensure_ascii=False),
+        "output": None if output is None else json.dumps(output, ensure_ascii=False),
+        "cursor": json.dumps(change.cursor, ensure_ascii=False) if change.has_cursor else None,
         "ended": now,
     }
-    if change.output is not None:
-        values["output"] = json.dumps([packet.to_dict() for packet in change.output], ensure_ascii=False)
-    if change.has_cursor:
-        values["cursor"] = json.dumps(change.cursor, ensure_ascii=False)
-    return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -109,6 +110,7 @@ class JournalReader:
 
     def __init__(self, url: str) -> None:
         self.engine: Engine = open_engine(url)
+        self._clock = clock(self.engine)
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -188,7 +190,7 @@ class JournalReader:
 
     def now(self, connection: Connection) -> float:
         """Seconds since 1970, by the database's clock if it has one."""
-        return float(connection.execute(select(clock(self.engine))).scalar_one())
+        return time.time() if self._clock is None else float(connection.execute(self._clock).scalar_one())
 
     def record(self, connection: Connection, run_id: str, state: str, now: float, reason: str | None) -> None:
         """Note that a run has changed its state."""

@@ -6,7 +6,6 @@ Imported only where runs are kept: SQLAlchemy takes its time.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,12 +23,12 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
-    literal,
+    select,
     text,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import QueuePool
 
 from open_autoglm.errors import ConfigurationError, StorageError
 from open_autoglm.storage import explained
@@ -139,12 +138,16 @@ def open_engine(url: str) -> Engine:
                 "PostgreSQL needs a driver that is not installed: pip install 'open-autoglm[postgres]'"
             ) from None
     elif parsed.drivername == "sqlite":
-        if parsed.database and parsed.database != ":memory:":
-            path = Path(parsed.database)
-            with explained(path, "write"):
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A connection for each use: SQLite's are cheap, and none is carried from thread to thread.
-        engine = create_engine(parsed, connect_args={"timeout": _BUSY_SECONDS}, poolclass=NullPool)
+        if not parsed.database:
+            raise ConfigurationError("--database must name a file, like sqlite:///FILE")
+        path = Path(parsed.database)
+        with explained(path, "write"):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # One connection, which threads take in turn: they would wait for each other's transactions anyway.
+        options = {"timeout": _BUSY_SECONDS, "check_same_thread": False}
+        engine = create_engine(
+            parsed, connect_args=options, poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=_BUSY_SECONDS
+        )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
@@ -171,10 +174,13 @@ def explain(error: SQLAlchemyError) -> StorageError:
 
 
 def clock(engine: Engine) -> Any:
-    """The time now in seconds since 1970, as SQL: PostgreSQL's own, since clocks of several machines differ."""
+    """A query for the time in seconds since 1970, by PostgreSQL's clock, since those of several machines differ.
+
+    None for SQLite, all of whose users are on one machine.
+    """
     if engine.dialect.name == "postgresql":
-        return func.extract("epoch", func.clock_timestamp())
-    return literal(time.time())
+        return select(func.extract("epoch", func.clock_timestamp()))
+    return None
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

@@ -85,6 +85,14 @@ class Placement:
             self._gpu += wanted.gpu
         self._give()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is given out and nobody waits."""
+        with self._lock:
+            whole = abs(self._cpu - self.capacity.cpu) < _EPSILON
+            rest = (self._memory, self._gpu) == (self.capacity.memory, self.capacity.gpu)
+            return whole and rest and not self._waiting
+
     def _give(self) -> None:
         given: list[Any] = []
         with self._lock:

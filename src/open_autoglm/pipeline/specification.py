@@ -184,6 +184,11 @@ class StageSpecification:
             known["needs"] = tuple(known["needs"])
         if known.get("config") is None:
             known.pop("config", None)
+        for key, kind in (("for_each", ForEachSpecification), ("resources", ResourceSpecification)):
+            if known.get(key) is None:
+                known.pop(key, None)
+            else:
+                known[key] = kind.from_dict(known[key])
         return cls(**known)
 
 

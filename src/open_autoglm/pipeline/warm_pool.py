@@ -20,6 +20,7 @@ from open_autoglm.pipeline.attempt import ENVIRONMENT, StopSignal, ask_to_end, e
 from open_autoglm.pipeline.warm_process import receive, send
 
 _PYTHON_PATH: Final = "PYTHONPATH"
+_START_SECONDS: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,16 @@ class WarmPool:
 
     def run(self, attempt: Attempt, stop: StopSignal) -> AttemptOutcome:
         """Run one attempt and wait for it. A failure is an outcome; nothing is raised for it."""
-        deadline = None if attempt.timeout_seconds is None else time.monotonic() + attempt.timeout_seconds
-        request = attempt.request(deadline)
         fresh = False
         while True:
             try:
                 process = self._take(fresh)
             except OSError as error:
                 return _failure(f"its process cannot be started: {error.strerror or error}")
-            reply, ended, code = process.ask(request, deadline, stop)
+            # The stage's time begins when Python has started: that is no work of the stage.
+            process.wait_until_ready(stop)
+            deadline = None if attempt.timeout_seconds is None else time.monotonic() + attempt.timeout_seconds
+            reply, ended, code = process.ask(attempt.request(deadline), deadline, stop)
             if reply is not None and reply.get("refused") and not fresh:
                 self._give_back(process, retire=False)
                 fresh = True
@@ -150,6 +152,7 @@ class _WarmProcess:
 
     def __init__(self, held: tuple[int, ...]) -> None:
         self.has_worked = False
+        self._is_ready = False
         life_read, self._life = os.pipe()
         self._exit, exit_write = os.pipe()
         self._socket, theirs = socket.socketpair()
@@ -178,6 +181,12 @@ class _WarmProcess:
             os.close(exit_write)
             theirs.close()
 
+    def wait_until_ready(self, stop: StopSignal) -> None:
+        """Wait until the process can be asked, has died, or the run is stopped: `ask` then says what became of it."""
+        if not self._is_ready and self._socket in select.select([self._socket, stop], [], [], _START_SECONDS)[0]:
+            receive(self._socket)
+            self._is_ready = True
+
     def ask(
         self, request: Mapping[str, Any], deadline: float | None, stop: StopSignal
     ) -> tuple[dict[str, Any] | None, str, int]:
@@ -191,6 +200,8 @@ class _WarmProcess:
                 ask_to_end(self._life)
             # Also of one that is being ended: it may wait for us to read.
             reply = receive(self._socket)
+            if reply is not None and "ready" in reply:  # it took its time
+                reply = receive(self._socket)
         except OSError:
             reply, ended = None, "exited"
         except PipelineError as error:

@@ -56,6 +56,7 @@ class StageHost:
 
     def serve(self) -> int:
         """Answer until there is nobody to ask."""
+        send(self._socket, {"ready": True})
         while not self._stopping and (message := receive(self._socket)) is not None:
             reply = self._answer(message)
             self._jobs += 1
