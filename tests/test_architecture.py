@@ -43,7 +43,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "__init__": {"build_pipeline", "engine", "serve"},
     "__main__": {"cli"},
     "cli": {
-        "build_pipeline", "bundle", "chat", "data", "engine", "evaluate", "search", "serve", "targets", "progress",
+        "build_pipeline", "bundle", "chat", "data", "engine", "evaluate", "pipeline", "search", "serve", "targets",
+        "progress",
     },
 }  # fmt: skip
 TORCH_FREE = ("serve", "engine", "pipeline", "bundle", "chat", "data", "cli")

@@ -319,7 +319,7 @@ def test_cancel_stops_what_runs(own: Bench) -> None:
 
 def test_a_stage_that_looks_can_end_by_itself(own: Bench) -> None:
     run = own.run("- {stage: a, module: cooperative, timeout: 3s}\n")
-    assert (run.state, "time limit" in str(run.reason)) == ("failed", True)
+    assert run.state == "done"
     assert "goodbye a 1" in (own.folder / run.run_id / "record.txt").read_text()
 
 

@@ -96,8 +96,8 @@ class StageContext:
     def cancelled(self) -> bool:
         """Whether the stage should end soon: somebody cancelled the run, or its time is over.
 
-        A stage that asks has a few seconds to end by itself from when the answer is True; one that never asks is
-        ended at once.
+        A stage that asks has a few seconds to end by itself from when the answer is True, and what it returns then
+        counts; one that never asks is ended at once.
         """
         return self.is_cancelled()
 

@@ -130,7 +130,7 @@ def open_engine(url: str) -> Engine:
     except ArgumentError:
         raise ConfigurationError("--database must be like sqlite:///FILE or postgresql://HOST/NAME") from None
     if parsed.drivername.startswith("postgres"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
+        parsed = parsed.set(drivername="postgresql+pg8000")
         try:
             engine = create_engine(parsed, pool_pre_ping=True, pool_size=4)
         except ImportError:

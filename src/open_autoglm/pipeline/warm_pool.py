@@ -213,8 +213,8 @@ class _WarmProcess:
             return None, ended, self._close()
         select.select([self._exit], [], [])  # the guard gives it a grace, and kills what is left then
         code = self._close()
-        if ended == "stopped" and reply is not None and "packets" in reply:
-            return {**reply, "retire": True}, "replied", code  # it was just done
+        if reply is not None and "packets" in reply:  # it was just done, or looked at `cancelled` and ended by itself
+            return {**reply, "retire": True}, "replied", code
         return None, ended, code
 
     def end(self) -> None:
