@@ -270,3 +270,20 @@ MODULES.update(
         }.items()
     }
 )
+
+
+def sink(packet: Packet, context: StageContext) -> Packet:
+    """Appends the records to a file, those of one key once, whatever happens in between."""
+    _record(context, "start")
+    time.sleep(context.config.get("seconds", 0))
+    target = context.folder / "sink"
+    target.mkdir(exist_ok=True)
+    path = target / context.idempotency_key.replace("/", "_")
+    partial = path.with_suffix(f".partial{os.getpid()}")
+    partial.write_text("".join(f"{record['id']}\n" for record in packet.payload["records"]))
+    partial.replace(path)
+    _record(context, "end")
+    return packet
+
+
+MODULES["sink"] = "stages_for_tests:sink"

@@ -35,6 +35,7 @@ from open_autoglm.storage import explained
 
 _CREATION_LOCK: Final = 7_270_001
 _BUSY_SECONDS: Final = 60.0
+_IDLE_MILLISECONDS: Final = 10_000
 
 metadata: Final = MetaData()
 
@@ -133,6 +134,7 @@ def open_engine(url: str) -> Engine:
         parsed = parsed.set(drivername="postgresql+pg8000")
         try:
             engine = create_engine(parsed, pool_pre_ping=True, pool_size=4)
+            event.listen(engine, "connect", _prepare_postgres)
         except ImportError:
             raise ConfigurationError(
                 "PostgreSQL needs a driver that is not installed: pip install 'open-autoglm[postgres]'"
@@ -164,7 +166,9 @@ def open_engine(url: str) -> Engine:
 
 def explain(error: SQLAlchemyError) -> StorageError:
     """A StorageError that says what to do about an error of the database; never with values or passwords."""
-    reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    cause = getattr(error, "orig", None) or error
+    details = cause.args[0] if cause.args and isinstance(cause.args[0], dict) else {}
+    reason = str(details.get("M") or cause).strip().splitlines()[0]  # PostgreSQL's driver has a field for the message
     if "full" in reason or "disk I/O" in reason:
         return StorageError(
             f"the database of pipelines cannot be written: the disk is full or failing ({reason}); free some space and "
@@ -189,6 +193,14 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
     # The rollback journal: WAL can corrupt before SQLite 3.51.3. TRUNCATE saves unlinking it each time.
     connection.execute("PRAGMA journal_mode=TRUNCATE").fetchall()
     connection.execute("PRAGMA synchronous=FULL")
+
+
+def _prepare_postgres(connection: Any, _: object) -> None:
+    # A worker that freezes inside a transaction must not hold its locks for ever: the server ends its session.
+    cursor = connection.cursor()
+    cursor.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_MILLISECONDS}")
+    cursor.close()
+    connection.commit()
 
 
 def _begin_sqlite(connection: Any) -> None:

@@ -7,7 +7,7 @@ import datetime
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import delete, insert, select, update
 
@@ -16,6 +16,8 @@ from open_autoglm.pipeline.journal import Journal
 from open_autoglm.pipeline.journal_tables import schedules
 from open_autoglm.pipeline.triggers.schedule import due_firings, firings
 from open_autoglm.spelling import did_you_mean
+
+_MOST_REMEMBERED: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class ScheduleBook:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        self._following: dict[tuple[str, str, float], datetime.datetime] = {}
 
     def put(self, content: Mapping[str, Any], now: datetime.datetime | None = None) -> bool:
         """Enter a pipeline's file, or take its new form; True if it starts by a clock or after another pipeline.
@@ -115,6 +118,8 @@ class ScheduleBook:
             ).all()
             for row in rows:
                 schedule = _schedule_of(row)
+                if self._next_after(schedule) > present:
+                    continue
                 due, left_out = due_firings(row.cron, row.timezone, schedule.looked_at, present, row.missed)
                 if not due and not left_out:
                     continue
@@ -126,6 +131,17 @@ class ScheduleBook:
                     update(schedules).where(schedules.c.pipeline == schedule.pipeline).values(looked_at=moment)
                 )
         return fired
+
+    def _next_after(self, schedule: Schedule) -> datetime.datetime:
+        """The first firing that has not been dealt with; remembered, since workers ask every second."""
+        cron = schedule.cron or ""
+        key = (cron, schedule.timezone, schedule.looked_at.timestamp())
+        if key not in self._following:
+            if len(self._following) > _MOST_REMEMBERED:
+                self._following.clear()
+            never = datetime.datetime.max.replace(tzinfo=datetime.UTC)
+            self._following[key] = next(firings(cron, schedule.timezone, schedule.looked_at), never)
+        return self._following[key]
 
     def back_fill(self, pipeline: str, start: datetime.datetime, end: datetime.datetime, folder: str) -> list[Firing]:
         """Start a run for each firing from `start` up to and without `end`, but for those that have had theirs.
