@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "open_autoglm"
 
 # Room or module -> the rooms and modules it may know, besides those of `SHARED`, which are for everyone.
-SHARED = {"errors", "spelling", "storage", "version", "task", "words"}
+SHARED = {"errors", "spelling", "storage", "version", "task", "words", "yaml_document"}
 MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
@@ -20,6 +20,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "task": set(),
     "words": set(),
     "spelling": set(),
+    "yaml_document": set(),
     "metrics": set(),
     "targets": set(),
     "progress": set(),
@@ -42,7 +43,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "__init__": {"build_pipeline", "engine", "serve"},
     "__main__": {"cli"},
     "cli": {
-        "build_pipeline", "bundle", "chat", "data", "engine", "evaluate", "search", "serve", "targets", "progress",
+        "build_pipeline", "bundle", "chat", "data", "engine", "evaluate", "pipeline", "search", "serve", "targets",
+        "progress",
     },
 }  # fmt: skip
 TORCH_FREE = ("serve", "engine", "pipeline", "bundle", "chat", "data", "cli")

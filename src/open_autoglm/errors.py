@@ -67,6 +67,20 @@ class PipelineError(OpenAutoGLMError):
     exit_code = 8
 
 
+class SpecificationError(PipelineError):
+    """A pipeline's file is wrong.
+
+    faults: each with its file, line and column; the message has them line by line.
+    """
+
+    exit_code = 2
+    http_status = 400
+
+    def __init__(self, message: str, faults: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.faults = faults or (message,)
+
+
 class TrainingError(OpenAutoGLMError):
     """Training cannot go on: the loss is not a number, or no trial finished."""
 

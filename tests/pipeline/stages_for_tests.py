@@ -8,7 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from open_autoglm.errors import DataError, TrainingError
 from open_autoglm.pipeline import Packet, StageContext
@@ -156,3 +160,130 @@ def wait_for_file(packet: Packet, context: StageContext) -> Packet:
     while not (context.folder / context.config["file"]).exists():
         time.sleep(0.01)
     return packet.with_payload({"stage": context.stage})
+
+
+class ShoutConfig(BaseModel):
+    """The settings of `Shout`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    times: int = Field(default=1, ge=1)
+    ending: str = "!"
+    token: str | None = None
+
+
+class Shout:
+    """A stage that is a class with settings and schemas."""
+
+    config_model = ShoutConfig
+    input_schema: ClassVar[dict[str, Any]] = {
+        "type": "object",
+        "required": ["text"],
+        "properties": {
+            "text": {"type": "string"},
+            "records": {"type": "array", "items": {"properties": {"score": {"type": "number"}}}},
+        },
+    }
+
+    def __init__(self, config: ShoutConfig) -> None:
+        self.config = config
+
+    def invoke(self, packet: Packet, context: StageContext) -> Packet:
+        text = packet.payload["text"].upper() + self.config.ending * self.config.times
+        return packet.with_payload({**packet.payload, "text": text, "pid": os.getpid()})
+
+
+class Alone:
+    """A stage that wants a process of its own."""
+
+    own_process = True
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def invoke(self, packet: Packet, context: StageContext) -> Packet:
+        return packet.with_payload({**packet.payload, "alone_pid": os.getpid()})
+
+
+def split_text(packet: Packet, context: StageContext) -> Iterator[Packet]:
+    """Yields a packet for each word."""
+    for word in packet.payload["text"].split():
+        yield packet.with_payload({"text": word})
+
+
+def mark_records(packet: Packet, context: StageContext) -> Packet:
+    """Adds to each record the key and the process that worked on it."""
+    _record(context, "start")
+    time.sleep(context.config.get("seconds", 0))
+    records = [
+        {**record, "key": context.idempotency_key, "of": len(packet.payload["records"])}
+        for record in packet.payload["records"]
+    ]
+    return packet.with_payload({**packet.payload, "records": records})
+
+
+def count_up(packet: Packet, context: StageContext) -> Packet:
+    """A source with a cursor: gives the next number each time."""
+    number = (context.cursor or 0) + 1
+    context.set_cursor(number)
+    return packet.with_payload({"number": number})
+
+
+def leak_secret(packet: Packet, context: StageContext) -> Packet:
+    """Puts a secret wherever it can."""
+    secret = context.secret("TOKEN")
+    context.log.warning("the secret is %s", secret)
+    context.emit({"note": f"the secret is {secret}"})
+    if context.config.get("fail"):
+        raise ValueError(f"wrong secret {secret} and {context.config['token']}")
+    return packet.with_payload({"seen": secret, "config": context.config["token"], secret: 1})
+
+
+def cooperative(packet: Packet, context: StageContext) -> Packet:
+    """Looks whether it is cancelled, and then says goodbye."""
+    _record(context, "start")
+    while not context.cancelled():
+        time.sleep(0.01)
+    _record(context, "goodbye")
+    return packet
+
+
+def leave_child(packet: Packet, context: StageContext) -> Packet:
+    """Ends, but leaves a process behind."""
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    return packet.with_payload({"child": child.pid, "pid": os.getpid()})
+
+
+MODULES.update(
+    {
+        name: f"stages_for_tests:{attribute}"
+        for name, attribute in {
+            "shout": "Shout",
+            "alone": "Alone",
+            "split_text": "split_text",
+            "mark_records": "mark_records",
+            "count_up": "count_up",
+            "leak_secret": "leak_secret",
+            "cooperative": "cooperative",
+            "leave_child": "leave_child",
+            "missing": "nothing_of_this_name",
+        }.items()
+    }
+)
+
+
+def sink(packet: Packet, context: StageContext) -> Packet:
+    """Appends the records to a file, those of one key once, whatever happens in between."""
+    _record(context, "start")
+    time.sleep(context.config.get("seconds", 0))
+    target = context.folder / "sink"
+    target.mkdir(exist_ok=True)
+    path = target / context.idempotency_key.replace("/", "_")
+    partial = path.with_suffix(f".partial{os.getpid()}")
+    partial.write_text("".join(f"{record['id']}\n" for record in packet.payload["records"]))
+    partial.replace(path)
+    _record(context, "end")
+    return packet
+
+
+MODULES["sink"] = "stages_for_tests:sink"

@@ -33,9 +33,13 @@ def create_app() -> typer.Typer:
         package,
         pull,
         push,
+        run,
+        runs,
         serve,
         sign,
+        validate,
         verify,
+        worker,
     )
 
     app = typer.Typer(
@@ -47,7 +51,8 @@ def create_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     bundle_commands = (pack, inspect, diff, verify, keygen, sign, push, pull, package)
-    for module in (build, data, eval, chat, serve, keys, *bundle_commands, doctor):
+    pipeline_commands = (run, validate, runs, worker)
+    for module in (build, data, eval, chat, serve, keys, *bundle_commands, *pipeline_commands, doctor):
         module.register(app)
     return app
 

@@ -21,7 +21,7 @@ from open_autoglm.pipeline.packet import Packet
 from open_autoglm.pipeline.specification import StageSpecification
 from open_autoglm.storage import explained, read_json, write_json
 
-_ENVIRONMENT: Final = {"GOMP_SPINCOUNT": "20000"}
+ENVIRONMENT: Final = {"GOMP_SPINCOUNT": "20000"}
 """OpenMP's threads otherwise wait for each other at full speed, which on a shared core stops the work they wait for."""
 
 _PYTHON_PATH: Final = "PYTHONPATH"
@@ -127,7 +127,7 @@ class AttemptRunner:
             advice = "free some space and run the same command again, it continues where it stopped"
             text = f"cannot write {folder}: the disk is full or refuses; {advice}"
             return _failure("StorageError", text, permanent=True)
-        return _failure(None, _explain_exit(code), permanent=False, log=log)
+        return _failure(None, explain_exit(code), permanent=False, log=log)
 
     def _run_process(self, target: str, folder: Path, deadline: float | None) -> tuple[str, int]:
         """How it ended (`exited`, `late` or `stopped`) and its exit code. Raises OSError if it cannot be started."""
@@ -145,7 +145,7 @@ class AttemptRunner:
                 pass_fds=(life_read, exit_write, self.lock),
                 start_new_session=True,
                 env={
-                    **_ENVIRONMENT,
+                    **ENVIRONMENT,
                     **os.environ,
                     _PYTHON_PATH: os.pathsep.join(Path(entry or ".").resolve().as_posix() for entry in sys.path),
                 },
@@ -155,7 +155,7 @@ class AttemptRunner:
             try:
                 ended = self._wait(exit_read, deadline)
                 if ended != "exited":
-                    _ask_to_end(life_write)
+                    ask_to_end(life_write)
                     select.select([exit_read], [], [])
                 return ended, process.wait()
             except BaseException:
@@ -218,14 +218,16 @@ def _new_log(folder: Path) -> tuple[int, Path]:
                 return attempt, path
 
 
-def _ask_to_end(life: int) -> None:
+def ask_to_end(life: int) -> None:
+    """Tell a guard, by its life pipe, to end its work in an orderly way."""
     try:
         os.write(life, b"!")
     except BrokenPipeError:  # it has just ended by itself
         return
 
 
-def _explain_exit(code: int) -> str:
+def explain_exit(code: int) -> str:
+    """What an exit code says about a process that ended without a result."""
     number = code - 128 if code > 128 else -code
     if number == signal.SIGKILL:
         return "its process was killed (signal 9); most often that means that the machine ran out of memory"

@@ -27,22 +27,29 @@ class RetrySpecification:
     attempts: in all, at least 1. Only crashes, time limits and unforeseen exceptions are tried again; an
         OpenAutoGLMError is a fault that the user has to mend.
     backoff_seconds: the wait after the first failure. backoff_factor: by what each later wait is longer.
+    jitter: the share of each wait that is left to chance, so that many that failed together do not come back together.
     Raises PipelineError for values that make no sense.
     """
 
     attempts: int = 1
     backoff_seconds: float = 1.0
     backoff_factor: float = 2.0
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.attempts, int) or isinstance(self.attempts, bool) or not 1 <= self.attempts <= 100:
             raise PipelineError(f"retry.attempts must be a whole number from 1 to 100, not {self.attempts!r}")
         _check_number(self.backoff_seconds, "retry.backoff_seconds", 0.0, _LONGEST_SECONDS)
         _check_number(self.backoff_factor, "retry.backoff_factor", 1.0, 100.0)
+        _check_number(self.jitter, "retry.jitter", 0.0, 1.0)
 
     def wait_seconds(self, failures: int) -> float:
-        """How long to wait after that many failures in a row; never more than an hour."""
+        """How long to wait after that many failures in a row, before chance takes its share; an hour at most."""
         return min(self.backoff_seconds * self.backoff_factor ** max(failures - 1, 0), 3600.0)
+
+    def jittered_seconds(self, failures: int, chance: float) -> float:
+        """The wait with chance's share taken off. chance: from 0 (the whole wait) to 1."""
+        return self.wait_seconds(failures) * (1.0 - self.jitter * chance)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""
@@ -55,12 +62,60 @@ class RetrySpecification:
 
 
 @dataclass(frozen=True)
+class ResourceSpecification:
+    """What a stage takes of the machine while it runs. cpu: cores or parts of one. memory: bytes. gpu: whole ones."""
+
+    cpu: float = 1.0
+    memory: int = 0
+    gpu: int = 0
+
+    def __post_init__(self) -> None:
+        _check_number(self.cpu, "resources.cpu", 0.0, 4096.0)
+        _check_number(self.memory, "resources.memory", 0, 1 << 50)
+        _check_number(self.gpu, "resources.gpu", 0, 1024)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ResourceSpecification:
+        """The inverse of `to_dict`; missing keys keep their defaults. Raises PipelineError."""
+        return cls(**_known_keys(values, cls, "resources"))
+
+
+@dataclass(frozen=True)
+class ForEachSpecification:
+    """A stage that runs once for each batch of records. items: the payload's key of the records. batch: how many."""
+
+    items: str = "records"
+    batch: int = 100
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.items, str) or not self.items:
+            raise PipelineError(f"for_each.items must name the payload's key of the records, not {self.items!r}")
+        if not isinstance(self.batch, int) or isinstance(self.batch, bool) or not 1 <= self.batch <= 1_000_000:
+            raise PipelineError(f"for_each.batch must be a whole number from 1 to 1000000, not {self.batch!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ForEachSpecification:
+        """The inverse of `to_dict`; missing keys keep their defaults. Raises PipelineError."""
+        return cls(**_known_keys(values, cls, "for_each"))
+
+
+@dataclass(frozen=True)
 class StageSpecification:
     """One stage: a piece of work with a name.
 
     stage: its name, also that of its folder. module: the short name of the code, looked up in the caller's allow-list.
     needs: the stages whose output it takes; None when that was not said (see `PipelineSpecification.needs`).
     config: JSON settings for the code. timeout_seconds: for one attempt, None for no limit.
+    when: a condition over the packet that comes in; where it does not hold, the packet goes on as it is.
+    for_each: run once for each batch of records. resources: what it takes of the machine.
     Raises PipelineError for values that make no sense.
     """
 
@@ -70,6 +125,9 @@ class StageSpecification:
     config: dict[str, Any] = field(default_factory=dict)
     timeout_seconds: float | None = None
     retry: RetrySpecification = field(default_factory=RetrySpecification)
+    when: str | None = None
+    for_each: ForEachSpecification | None = None
+    resources: ResourceSpecification = field(default_factory=ResourceSpecification)
 
     def __post_init__(self) -> None:
         if not isinstance(self.stage, str) or not _NAME.fullmatch(self.stage):
@@ -92,7 +150,7 @@ class StageSpecification:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""
-        return {
+        values: dict[str, Any] = {
             "stage": self.stage,
             "module": self.module,
             "needs": None if self.needs is None else list(self.needs),
@@ -100,6 +158,13 @@ class StageSpecification:
             "timeout_seconds": self.timeout_seconds,
             "retry": self.retry.to_dict(),
         }
+        if self.when is not None:
+            values["when"] = self.when
+        if self.for_each is not None:
+            values["for_each"] = self.for_each.to_dict()
+        if self.resources != ResourceSpecification():
+            values["resources"] = self.resources.to_dict()
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StageSpecification:
@@ -119,6 +184,11 @@ class StageSpecification:
             known["needs"] = tuple(known["needs"])
         if known.get("config") is None:
             known.pop("config", None)
+        for key, kind in (("for_each", ForEachSpecification), ("resources", ResourceSpecification)):
+            if known.get(key) is None:
+                known.pop(key, None)
+            else:
+                known[key] = kind.from_dict(known[key])
         return cls(**known)
 
 
