@@ -31,6 +31,7 @@ STEPS: Final[dict[str, str]] = {
 """The five steps: each needs the one before it."""
 
 MINIMUM_BUDGET: Final = 40.0
+DEFAULT_TOLERANCE: Final = 0.01
 _LIMIT_FACTOR: Final = 3.0
 _LIMIT_EXTRA_SECONDS: Final = 1800.0
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -61,7 +62,7 @@ class BuildSettings:
 
     budget: seconds for everything. trials: how many to start; chosen from the budget if None. steps: train the
     winner for exactly so many optimiser steps and look at no clock, which makes a build repeatable. mask_pii,
-    remove_near_duplicates: as `data.prepare` has them.
+    remove_near_duplicates: as `data.prepare` has them. tolerance: what smaller weights may cost.
     """
 
     train: Path
@@ -78,6 +79,7 @@ class BuildSettings:
     seed: int = 0
     mask_pii: bool = False
     remove_near_duplicates: bool = False
+    tolerance: float = DEFAULT_TOLERANCE
 
     def to_payload(self) -> dict[str, Any]:
         """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
@@ -85,6 +87,8 @@ class BuildSettings:
         for name in ("mask_pii", "remove_near_duplicates"):
             if not payload[name]:
                 del payload[name]  # a run that was begun before there were such settings goes on
+        if self.tolerance == DEFAULT_TOLERANCE:
+            del payload["tolerance"]
         for name in ("train", "valid", "test", "base", "out"):
             path = getattr(self, name)
             payload[name] = None if path is None else str(path.resolve())
@@ -112,13 +116,15 @@ def build(
     seed: int = 0,
     mask_pii: bool = False,
     remove_near_duplicates: bool = False,
+    tolerance: str | float = DEFAULT_TOLERANCE,
 ) -> BuildResult:
     """Build a small GLM from a file of data.
 
     data: a file, or a folder with `train.*` and perhaps `valid.*` (or `dev.*`) and `test.*`. out: the run folder,
     `runs/NAME` if not given; a second call on the same folder continues there. budget: seconds, or like `15m`.
     mask_pii: train on `[EMAIL]`, `[PHONE]`, ... in place of personal data and secrets. remove_near_duplicates: take
-    near-duplicates out of the training split.
+    near-duplicates out of the training split. tolerance: the share of the metric that smaller weights may cost and
+    still be served by default, like `1%`.
     Raises an OpenAutoGLMError that says what to do: DataError, ConfigurationError, BudgetError, StorageError,
     RunLockedError, TrainingError, CheckpointError or PipelineError.
     """
@@ -138,6 +144,7 @@ def build(
         seed=seed,
         mask_pii=mask_pii,
         remove_near_duplicates=remove_near_duplicates,
+        tolerance=tolerance,
     )
     payload = settings.to_payload()
     lock = FolderLock(settings.out)
@@ -196,6 +203,7 @@ def check_settings(
     seed: int,
     mask_pii: bool = False,
     remove_near_duplicates: bool = False,
+    tolerance: str | float = DEFAULT_TOLERANCE,
 ) -> BuildSettings:
     """Everything that can be found wrong before any work. Raises ConfigurationError, DataError or BudgetError."""
     train, found_valid, found_test = find_splits(Path(data))
@@ -232,6 +240,7 @@ def check_settings(
         seed=seed,
         mask_pii=mask_pii,
         remove_near_duplicates=remove_near_duplicates,
+        tolerance=parse_tolerance(tolerance),
     )
 
 
@@ -264,6 +273,18 @@ def parse_budget(budget: str | float) -> float:
     if not 0 < seconds < 1e7:
         raise ConfigurationError(f"--budget must be more than zero and less than 115 days, not {budget}")
     return seconds
+
+
+def parse_tolerance(tolerance: str | float) -> float:
+    """`0.01`, `"0.01"`, `"1%"` -> a share. Raises ConfigurationError for anything but 0 to 100%."""
+    text = str(tolerance).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = float("nan")
+    if not 0 <= share <= 1:
+        raise ConfigurationError(f"--tolerance '{tolerance}' is not a share; write it like 1% or 0.01")
+    return share
 
 
 def _run_name(train: Path) -> str:

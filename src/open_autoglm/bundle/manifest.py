@@ -36,7 +36,7 @@ class QuantizationRecord(BaseModel):
 class BundleManifest(BaseModel):
     """`bundle.json`, version 1.
 
-    default_weights: which weights an engine loads when it is not told, `float32` or `int8`.
+    default_weights: which weights an engine loads when it is not told, `float32`, `int8` or `int4`.
     task: `Task.to_dict()`. metrics: of the split named in each key, such as `test_exact_match`.
     lineage: data hash, seed, versions, machine, search summary, and when it was built.
     """
@@ -49,7 +49,7 @@ class BundleManifest(BaseModel):
     chat_format: Literal["glm-4-9b-chat"] = "glm-4-9b-chat"
     architecture: str
     parameters: int = Field(ge=0)
-    default_weights: Literal["float32", "int8"] = "float32"
+    default_weights: Literal["float32", "int8", "int4"] = "float32"
     quantizations: dict[str, QuantizationRecord] = Field(default_factory=dict)
     target: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)

@@ -42,7 +42,11 @@ def quantize_command(
         typer.Option(help="Inputs that share a scale, a multiple of 32; -1 for the whole row, as is usual for 8 bits."),
     ] = None,
     symmetric: Annotated[
-        bool | None, typer.Option("--symmetric/--asymmetric", help="Without or with zero points; without for 8 bits.")
+        bool | None,
+        typer.Option(
+            "--symmetric/--asymmetric",
+            help="Without or with zero points; without for 8 bits and for compressed-tensors.",
+        ),
     ] = None,
     calibration: Annotated[
         Path | None,
@@ -75,7 +79,7 @@ def quantize_command(
         method=method,
         bits=bits,
         group_size=group_size if group_size is not None else (-1 if bits == 8 else DEFAULT_GROUP_SIZE),
-        symmetric=symmetric if symmetric is not None else bits == 8,
+        symmetric=symmetric if symmetric is not None else bits == 8 or chosen == "compressed-tensors",
         layout=chosen,
         damping=damping,
         activation_order=activation_order,
