@@ -34,7 +34,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "train": {"data", "models", "targets"},
     "evaluate": {"bundle", "chat", "data", "engine", "metrics", "models", "progress", "train"},
     "search": {"data", "engine", "metrics", "models", "targets", "train"},
-    "compress": {"models", "engine"},
+    "compress": {"chat", "data", "engine", "metrics", "models", "progress", "train"},
     "build_pipeline": {"data", "models", "pipeline", "targets"},
     "build_steps": {
         "bundle", "chat", "compress", "data", "engine", "evaluate", "models", "pipeline", "progress", "search",
@@ -43,7 +43,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "__init__": {"build_pipeline", "engine", "serve"},
     "__main__": {"cli"},
     "cli": {
-        "build_pipeline", "bundle", "chat", "data", "engine", "evaluate", "pipeline", "search", "serve", "targets",
+        "build_pipeline", "bundle", "chat", "compress", "data", "engine", "evaluate", "pipeline", "search", "serve",
+        "targets",
         "progress",
     },
 }  # fmt: skip

@@ -34,6 +34,7 @@ STEPS: Final[dict[str, str]] = {
 """The five steps: each needs the one before it."""
 
 MINIMUM_BUDGET: Final = 40.0
+DEFAULT_TOLERANCE: Final = 0.01
 _LIMIT_FACTOR: Final = 3.0
 _LIMIT_EXTRA_SECONDS: Final = 1800.0
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -65,6 +66,7 @@ class BuildSettings:
     budget: seconds for everything. trials: how many to start; chosen from the budget if None. steps: train the
     winner for exactly so many optimiser steps and look at no clock, which makes a build repeatable. mask_pii,
     remove_near_duplicates: as `data.prepare` has them. adapter: fine-tune by an adapter on the frozen `base`.
+    tolerance: what smaller weights may cost.
     """
 
     train: Path
@@ -82,6 +84,7 @@ class BuildSettings:
     mask_pii: bool = False
     remove_near_duplicates: bool = False
     adapter: AdapterSettings | None = None
+    tolerance: float = DEFAULT_TOLERANCE
 
     def to_payload(self) -> dict[str, Any]:
         """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
@@ -90,6 +93,8 @@ class BuildSettings:
         for name in ("mask_pii", "remove_near_duplicates", "adapter"):
             if not payload[name]:
                 del payload[name]  # a run that was begun before there were such settings goes on
+        if self.tolerance == DEFAULT_TOLERANCE:
+            del payload["tolerance"]
         for name in ("train", "valid", "test", "base", "out"):
             path = getattr(self, name)
             payload[name] = None if path is None else str(path.resolve())
@@ -118,6 +123,7 @@ def build(
     mask_pii: bool = False,
     remove_near_duplicates: bool = False,
     adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
+    tolerance: str | float = DEFAULT_TOLERANCE,
 ) -> BuildResult:
     """Build a small GLM from a file of data.
 
@@ -126,6 +132,7 @@ def build(
     mask_pii: train on `[EMAIL]`, `[PHONE]`, ... in place of personal data and secrets. remove_near_duplicates: take
     near-duplicates out of the training split. adapter: `lora` or `qlora` to fine-tune the frozen `base` by an adapter,
     which is merged in the bundle and kept in the run folder; settings of it as `AdapterSettings` or its fields.
+    tolerance: the share of the metric that smaller weights may cost and still be served by default, like `1%`.
     Raises an OpenAutoGLMError that says what to do: DataError, ConfigurationError, BudgetError, StorageError,
     RunLockedError, TrainingError, CheckpointError or PipelineError.
     """
@@ -146,6 +153,7 @@ def build(
         mask_pii=mask_pii,
         remove_near_duplicates=remove_near_duplicates,
         adapter=adapter,
+        tolerance=tolerance,
     )
     payload = settings.to_payload()
     lock = FolderLock(settings.out)
@@ -205,6 +213,7 @@ def check_settings(
     mask_pii: bool = False,
     remove_near_duplicates: bool = False,
     adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
+    tolerance: str | float = DEFAULT_TOLERANCE,
 ) -> BuildSettings:
     """Everything that can be found wrong before any work. Raises ConfigurationError, DataError or BudgetError."""
     train, found_valid, found_test = find_splits(Path(data))
@@ -242,6 +251,7 @@ def check_settings(
         mask_pii=mask_pii,
         remove_near_duplicates=remove_near_duplicates,
         adapter=_check_adapter(adapter, base),
+        tolerance=parse_tolerance(tolerance),
     )
 
 
@@ -294,6 +304,18 @@ def parse_budget(budget: str | float) -> float:
     if not 0 < seconds < 1e7:
         raise ConfigurationError(f"--budget must be more than zero and less than 115 days, not {budget}")
     return seconds
+
+
+def parse_tolerance(tolerance: str | float) -> float:
+    """`0.01`, `"0.01"`, `"1%"` -> a share. Raises ConfigurationError for anything but 0 to 100%."""
+    text = str(tolerance).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = float("nan")
+    if not 0 <= share <= 1:
+        raise ConfigurationError(f"--tolerance '{tolerance}' is not a share; write it like 1% or 0.01")
+    return share
 
 
 def _run_name(train: Path) -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from open_autoglm.errors import CheckpointError
 from open_autoglm.models.checkpoint import load_model, save_int8, save_model
-from open_autoglm.models.int4_layouts import Int4Layout, unpack_int4
+from open_autoglm.models.packed_layouts import PackedLayout, unpack_layer
 from open_autoglm.models.weights import DenseWeight, Int4Weight, Int8Weight, open_weights
 from tests.models.random_checkpoints import (
     CLASSES,
@@ -202,13 +202,13 @@ def test_unpacking_undoes_packing(outputs: int, groups: int, group_size: int, fo
     zeros = generator.integers(0, 16, (outputs, groups))
     scales = generator.normal(size=(groups, outputs)).astype(np.float32)
     if form == "awq":
-        layout, parts = Int4Layout("awq", group_size), {"qweight": pack_awq(codes.T), "qzeros": pack_awq(zeros.T)}
+        layout, parts = PackedLayout("awq", group_size), {"qweight": pack_awq(codes.T), "qzeros": pack_awq(zeros.T)}
     else:
         offset = int(form == "gptq")
         words = pack_gptq(zeros).T - np.uint32(0x11111111 * offset)
-        layout, parts = Int4Layout("gptq", group_size, offset), {"qweight": pack_gptq(codes.T), "qzeros": words}
+        layout, parts = PackedLayout("gptq", group_size, offset), {"qweight": pack_gptq(codes.T), "qzeros": words}
     arrays = {name: np.ascontiguousarray(words).view(np.int32) for name, words in parts.items()}
-    weight = unpack_int4(layout, {**arrays, "scales": scales}, codes.shape, "layer")
+    weight = unpack_layer(layout, {**arrays, "scales": scales}, codes.shape, "layer")
     np.testing.assert_array_equal(weight.values, codes)
     np.testing.assert_array_equal(weight.zeros, zeros)
     np.testing.assert_array_equal(weight.scales, scales.T)

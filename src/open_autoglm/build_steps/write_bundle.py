@@ -14,8 +14,9 @@ from open_autoglm.bundle import BundleManifest, QuantizationRecord, write_bundle
 from open_autoglm.bundle.card import write_data_report, write_model_card
 from open_autoglm.bundle.huggingface import CHAT_TEMPLATE_FILE, write_tokenizer
 from open_autoglm.bundle.lineage import describe_code, describe_parent, describe_time, describe_versions, plain_name
-from open_autoglm.models.checkpoint import INT8_FILE, WEIGHTS_FILE, load_config, load_model
+from open_autoglm.models.checkpoint import WEIGHTS_FILE, load_config, load_model
 from open_autoglm.models.config import ModelConfig
+from open_autoglm.models.quantized_linear import unpack_in_place
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.search.leaderboard import Entry, Leaderboard
 from open_autoglm.storage import read_json, write_json
@@ -28,7 +29,7 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
     work = Workspace(packet, context)
     task, payload = work.prepared.task, packet.payload
     compressed = payload["compress"]
-    weights = "int8" if compressed["accepted"] else "float32"
+    weights = compressed["weights"]
     staging = context.folder / ".bundle.staging"
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(context.folder / "compress", staging)
@@ -36,10 +37,11 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
     write_tokenizer(work.tokenizer, staging, max_length=config.max_position_embeddings)
     generation = staging / "generation_config.json"
     write_json(generation, {**read_json(generation), "max_new_tokens": payload["data"]["answer_room"]})
-    valid_value = compressed["metric_after"] if weights == "int8" else compressed["metric_before"]
-    metrics = {f"valid_{task.metric}": valid_value}
+    metrics = {f"valid_{task.metric}": compressed["metric_after"]}
     if work.prepared.test:
-        evaluation = work.score(load_model(staging, weights=weights), work.prepared.test, title="test")
+        model = load_model(staging, weights=weights)
+        unpack_in_place(model)
+        evaluation = work.score(model, work.prepared.test, title="test")
         metrics |= {f"test_{name}": value for name, value in evaluation.metrics.items()}
         say(f"bundle: {task.metric} {evaluation.value:.4f} on the {evaluation.n} examples of the test split")
     report = work.prepared.report.to_dict()
@@ -52,15 +54,16 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
         parameters=config.num_parameters(),
         default_weights=weights,
         quantizations={
-            "int8": QuantizationRecord(
-                bits=8,
-                method="round-to-nearest",
-                group_size=None,
-                file=INT8_FILE,
-                size=compressed["size_after"],
+            name: QuantizationRecord(
+                bits=found["bits"],
+                method=found["method"],
+                group_size=found["group_size"],
+                file=found["file"],
+                size=found["size"],
                 metric_before=compressed["metric_before"],
-                metric_after=compressed["metric_after"],
+                metric_after=found["metric"],
             )
+            for name, found in compressed["formats"].items()
         },
         target=resolve_target(payload["settings"]["target"]).to_dict(),
         metrics=metrics,

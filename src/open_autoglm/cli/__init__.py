@@ -33,6 +33,7 @@ def create_app() -> typer.Typer:
         package,
         pull,
         push,
+        quantize,
         run,
         runs,
         serve,
@@ -50,7 +51,7 @@ def create_app() -> typer.Typer:
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    bundle_commands = (pack, inspect, diff, verify, keygen, sign, push, pull, package)
+    bundle_commands = (quantize, pack, inspect, diff, verify, keygen, sign, push, pull, package)
     pipeline_commands = (run, validate, runs, worker)
     for module in (build, data, eval, chat, serve, keys, *bundle_commands, *pipeline_commands, doctor):
         module.register(app)

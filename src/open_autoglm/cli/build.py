@@ -55,6 +55,9 @@ def build_command(
         int | None, typer.Option(help="Train the winner for exactly so many steps, whatever the time.")
     ] = None,
     seed: Annotated[int, typer.Option(help=HELP["seed"])] = 0,
+    tolerance: Annotated[
+        str, typer.Option(help="What smaller weights may cost of the metric to be served by default: 1%, 0.5%, 0.")
+    ] = "1%",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
 ) -> None:
     """Build a small GLM from DATA: read, search, train, compress, package."""
@@ -89,6 +92,7 @@ def build_command(
                 dropout=lora_dropout,
                 bits=quantization_bit,
             ),
+            tolerance=tolerance,
         )
     if as_json:
         print_json(result.to_dict())

@@ -54,8 +54,8 @@ WEIGHTS: Final[tuple[str, ...]] = ("float32", "int8", "int4")
 def load_model(folder: Path, *, weights: str = "float32", frozen_bits: int | None = None) -> GlmForCausalLM:
     """Load a GLM in evaluation mode, in float32 or with its matrices in int8 or int4.
 
-    folder: a bundle or a checkpoint in the Hugging Face layout. An `int8.safetensors` that a build left there is
-    used as it is; otherwise the weights are rounded while loading. Layers that AWQ or GPTQ packed keep their 4 bits
+    folder: a bundle or a checkpoint in the Hugging Face layout. `int8.safetensors` or `int4.safetensors` that a build
+    left there is used as it is; otherwise the weights are rounded while loading. What a tool packed keeps its bits,
     whatever `weights` says.
     frozen_bits: to fine-tune an adapter over it, round each linear layer of the decoder to 8 or 4 bits as soon as it is
     read, so that the memory for all of it in float32 is never needed.
@@ -63,10 +63,10 @@ def load_model(folder: Path, *, weights: str = "float32", frozen_bits: int | Non
     """
     if weights not in WEIGHTS:
         raise CheckpointError(f"unknown weights '{weights}'; choose one of: {', '.join(WEIGHTS)}")
-    with open_weights(folder, int8=weights == "int8") as reader:
+    with open_weights(folder, int8=weights == "int8", int4=weights == "int4") as reader:
         model = _empty_model(reader.config)
         _fill(model, reader, frozen_bits)
-        rounded = reader.is_int8
+        rounded = reader.is_int8 or reader.is_int4
     if weights != "float32" and not rounded:
         quantize_in_place(model, weights)
     return model.eval()

@@ -56,6 +56,8 @@ class TensorEntry:
 class MappedTensors:
     """The tensors of one file. Arrays that were handed out stay valid after `close`.
 
+    entries: by name. metadata: the texts that the writer left in the header.
+
     Raises CheckpointError, naming the file and what is wrong with it, when it is opened.
     """
 
@@ -68,7 +70,7 @@ class MappedTensors:
             reason = "it is empty" if isinstance(error, ValueError) else (error.strerror or str(error)).lower()
             raise CheckpointError(f"cannot read {path}: {reason}; get the checkpoint again") from None
         try:
-            self.entries = _read_header(self._memory)
+            self.entries, self.metadata = _read_header(self._memory)
         except _HeaderError as error:
             self.close()
             raise CheckpointError(f"cannot read {path}: {error}; get the checkpoint again") from None
@@ -83,6 +85,11 @@ class MappedTensors:
             view.flags.writeable = False
         return view.reshape(entry.shape)
 
+    def forget_pages(self) -> None:
+        """Give back the memory of what was read; it is read again when it is looked at again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let the file go, at once or when the last array that was handed out goes."""
         with contextlib.suppress(BufferError):
@@ -93,7 +100,7 @@ class _HeaderError(Exception):
     """What is wrong with a header."""
 
 
-def _read_header(memory: mmap.mmap) -> dict[str, TensorEntry]:
+def _read_header(memory: mmap.mmap) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     if len(memory) < _LENGTH_BYTES:
         raise _HeaderError("it is too short for a safetensors file")
     length = int.from_bytes(memory[:_LENGTH_BYTES], "little")
@@ -119,7 +126,7 @@ def _read_header(memory: mmap.mmap) -> dict[str, TensorEntry]:
             raise _HeaderError(f"the tensors {name} and {following} overlap or leave a gap")
     if (places[-1][1] if places else start) != len(memory):
         raise _HeaderError("it is longer than its tensors")
-    return entries
+    return entries, metadata
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from open_autoglm.errors import CheckpointError, StorageError
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.hf_config import token_ids_of
-from open_autoglm.models.int4_layouts import Int4Layout, read_int4_layout
+from open_autoglm.models.packed_layouts import PackedLayout, read_packed_layout
 from open_autoglm.storage import read_json
 
 CONFIG_FILE: Final = "config.json"
@@ -18,6 +18,9 @@ GENERATION_CONFIG_FILE: Final = "generation_config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
 INT8_FILE: Final = "int8.safetensors"
+INT4_FILE: Final = "int4.safetensors"
+ROUNDED_FILES: Final = {"int8": INT8_FILE, "int4": INT4_FILE}
+"""Rounded weights that a build leaves beside the others, by the name under which an engine asks for them."""
 _PICKLED: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -29,7 +32,7 @@ def load_config(folder: Path) -> ModelConfig:
     return read_config(folder)[0]
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, Int4Layout | None]:
+def read_config(folder: Path) -> tuple[ModelConfig, PackedLayout | None]:
     """As `load_config`, with how the weights are packed when the checkpoint is quantised."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder of a GLM checkpoint with a {CONFIG_FILE}")
@@ -37,7 +40,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, Int4Layout | None]:
         raise CheckpointError(f"{folder} has no {CONFIG_FILE}; it is not a model in the Hugging Face layout")
     values = _read_object(folder / CONFIG_FILE)
     settings = values.get("quantization_config")
-    layout = None if settings is None else read_int4_layout(settings)
+    layout = None if settings is None else read_packed_layout(settings)
     config = ModelConfig.from_hf(values)
     if (folder / GENERATION_CONFIG_FILE).is_file():
         ends = token_ids_of(_read_object(folder / GENERATION_CONFIG_FILE).get("eos_token_id"))

@@ -149,6 +149,20 @@ class PackedInt4Linear(KeepsFloat32):
         return F.linear(hidden, self.unpacked().to(hidden.dtype), self.bias)
 
 
+def unpack_in_place(model: nn.Module) -> None:
+    """Put plain float32 layers of the same numbers in place of packed ones: faster, where memory does not matter."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, PackedInt4Linear):
+            matrix = module.unpacked()
+            if module.column_order is not None:
+                matrix = matrix[:, torch.argsort(module.column_order)]
+            linear = nn.Linear(matrix.shape[1], matrix.shape[0], bias=module.bias is not None, device="meta")
+            linear.weight = nn.Parameter(matrix, requires_grad=False)
+            if module.bias is not None:
+                linear.bias = nn.Parameter(module.bias, requires_grad=False)
+            model.set_submodule(name, linear)
+
+
 def int4_group_size(linear: nn.Linear) -> int | None:
     """The group size that fits a layer, or nothing when PyTorch's kernel cannot take its shape."""
     if linear.out_features % 32:

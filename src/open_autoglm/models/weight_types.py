@@ -83,3 +83,14 @@ class Int4Weight:
         ordered = np.empty_like(matrix)
         ordered[:, self.column_order] = matrix
         return ordered
+
+
+def rows_of(weight: DenseWeight | Int8Weight | Int4Weight, rows: slice) -> DenseWeight | Int8Weight | Int4Weight:
+    """Some rows of a matrix, in the same form."""
+    if isinstance(weight, DenseWeight):
+        return DenseWeight(weight.values[rows], weight.is_bfloat16)
+    if isinstance(weight, Int8Weight):
+        return Int8Weight(weight.values[rows], weight.scale[rows])
+    return Int4Weight(
+        weight.values[rows], weight.scales[rows], weight.zeros[rows], weight.group_size, weight.column_order
+    )

@@ -2,12 +2,14 @@
 """The weights of a checkpoint under transformers' names, whatever the layout of its files; without PyTorch.
 
 Layouts: transformers' Glm, Glm4 and Glm4Moe (experts apart or stacked), ChatGLM's own with fused query, key and value,
-each in one safetensors file or many, in float32, float16 or bfloat16, or with its linear layers packed by AutoAWQ or
-GPTQ; and the `int8.safetensors` of a bundle. Nothing is unpickled and no code of a checkpoint is run.
+each in one safetensors file or many, in float32, float16 or bfloat16, or with its linear layers packed by AutoAWQ, GPTQ
+or compressed-tensors; and the `int8.safetensors` and `int4.safetensors` of a bundle. Nothing is unpickled and no code
+of a checkpoint is run.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -16,11 +18,11 @@ import numpy as np
 
 from open_autoglm.errors import CheckpointError
 from open_autoglm.models.config import ModelConfig
-from open_autoglm.models.int4_layouts import INT4_PARTS, INT4_REQUIRED, Int4Layout, unpack_int4
 from open_autoglm.models.mapped_tensors import MappedTensors
-from open_autoglm.models.model_folder import CONFIG_FILE, INT8_FILE, read_config, weight_files
+from open_autoglm.models.model_folder import CONFIG_FILE, INT4_FILE, INT8_FILE, read_config, weight_files
+from open_autoglm.models.packed_layouts import PackedLayout, read_packed_layout, unpack_layer
 from open_autoglm.models.tensor_names import Place, is_ignored, place_of, stored_shape, tensor_shapes
-from open_autoglm.models.weight_types import DenseWeight, Int4Weight, Int8Weight
+from open_autoglm.models.weight_types import DenseWeight, Int4Weight, Int8Weight, rows_of
 
 __all__ = ["DenseWeight", "Int4Weight", "Int8Weight", "WeightReader", "open_weights"]
 
@@ -29,29 +31,38 @@ _ENOUGH: Final = 10_000
 """Tensors missing after which nobody looks for more: a config.json can claim any number."""
 
 
-def open_weights(folder: Path, *, int8: bool = False) -> WeightReader:
+def open_weights(folder: Path, *, int8: bool = False, int4: bool = False) -> WeightReader:
     """Open a checkpoint for reading and check that its files have every tensor, in the right shape, and no other.
 
-    int8: read the `int8.safetensors` that a build left, where there is one; otherwise the weights as they are.
+    int8, int4: read the `int8.safetensors` or `int4.safetensors` that a build left, where there is one; otherwise the
+    weights as they are.
     Raises CheckpointError, with the tensor or file at fault.
     """
     config, layout = read_config(folder)
     if int8 and (folder / INT8_FILE).is_file():
         return WeightReader(config, [folder / INT8_FILE], is_int8=True)
+    if int4 and (folder / INT4_FILE).is_file():
+        return WeightReader(config, [folder / INT4_FILE], layout=_layout_of(folder / INT4_FILE), is_int4=True)
     return WeightReader(config, weight_files(folder), layout=layout)
 
 
 class WeightReader:
     """The weights of one checkpoint; a context manager. Arrays that it gave stay valid after it is closed.
 
-    config: the model's. layout: how int4 layers are packed, None when there are none. is_int8: it reads an
-    `int8.safetensors`. Use `open_weights` to make one.
+    config: the model's. layout: how rounded layers are packed, None when there are none. is_int8, is_int4: it reads an
+    `int8.safetensors` or `int4.safetensors`, whose embeddings are in int8. Use `open_weights` to make one.
     """
 
     def __init__(
-        self, config: ModelConfig, files: list[Path], *, layout: Int4Layout | None = None, is_int8: bool = False
+        self,
+        config: ModelConfig,
+        files: list[Path],
+        *,
+        layout: PackedLayout | None = None,
+        is_int8: bool = False,
+        is_int4: bool = False,
     ) -> None:
-        self.config, self.layout, self.is_int8 = config, layout, is_int8
+        self.config, self.layout, self.is_int8, self.is_int4 = config, layout, is_int8, is_int4
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._source = str(files[0] if len(files) == 1 else files[0].parent)
         self._files: list[MappedTensors] = []
@@ -86,7 +97,10 @@ class WeightReader:
         stored = place.tensor(part)
         file = self._file_of.get(stored)
         if file is None:
-            raise CheckpointError(f"{self._source}: {name} is not in floating point but in 4 bits; read it as a layer")
+            bits = 4 if self.layout is None else self.layout.bits
+            raise CheckpointError(
+                f"{self._source}: {name} is not in floating point but in {bits} bits; read it as a layer"
+            )
         dtype = file.entries[stored].dtype
         if dtype not in _FLOATS:
             raise CheckpointError(f"{file.path}: {stored} has type {dtype}, which is not a floating-point type we read")
@@ -102,19 +116,21 @@ class WeightReader:
         if f"{module}.scale" in self._file_of:
             return Int8Weight(self._array(f"{module}.weight"), self._array(f"{module}.scale"))
         place = place_of(module, self.config, self._file_of)
-        if self.layout is None or place.tensor("qweight") not in self._file_of:
+        layout = self.layout
+        if layout is None or place.tensor(layout.codes) not in self._file_of:
             return self.dense(f"{module}.weight")
-        parts = {part: self._array(tensor) for part in INT4_PARTS if (tensor := place.tensor(part)) in self._file_of}
-        if "scales" in parts:
-            entry = self._file_of[place.tensor("scales")].entries[place.tensor("scales")]
-            parts["scales"] = DenseWeight(parts["scales"], is_bfloat16=entry.dtype == "BF16").float32()
-        whole = unpack_int4(self.layout, parts, stored_shape(place, shape, self.config), place.module)
-        if place.rows is None:
-            return whole
-        rows = place.rows
-        return Int4Weight(
-            whole.values[rows], whole.scales[rows], whole.zeros[rows], whole.group_size, whole.column_order
-        )
+        parts = {part: self._array(tensor) for part in layout.parts if (tensor := place.tensor(part)) in self._file_of}
+        if layout.scales in parts:
+            stored = place.tensor(layout.scales)
+            is_bfloat16 = self._file_of[stored].entries[stored].dtype == "BF16"
+            parts[layout.scales] = DenseWeight(parts[layout.scales], is_bfloat16=is_bfloat16).float32()
+        whole = unpack_layer(layout, parts, stored_shape(place, shape, self.config), place.module)
+        return whole if place.rows is None else rows_of(whole, place.rows)
+
+    def forget_pages(self) -> None:
+        """Give back the memory of what was read so far; it is read again when it is looked at again."""
+        for file in self._files:
+            file.forget_pages()
 
     def close(self) -> None:
         """Let the files go."""
@@ -156,12 +172,13 @@ class WeightReader:
             module, _, part = name.rpartition(".")
             place = place_of(module, self.config, self._file_of)
             stored = place.tensor(part)
-            if part == "weight" and self.layout is not None and place.tensor("qweight") in self._file_of:
-                used.update(place.tensor(item) for item in INT4_PARTS)
-                missing += [place.tensor(item) for item in INT4_REQUIRED if place.tensor(item) not in self._file_of]
+            if part == "weight" and self.layout is not None and place.tensor(self.layout.codes) in self._file_of:
+                used.update(place.tensor(item) for item in self.layout.parts)
+                required = map(place.tensor, self.layout.required)
+                missing += [item for item in required if item not in self._file_of]
             elif stored not in self._file_of:
                 missing.append(stored)
-            elif self.is_int8 and part == "weight" and f"{module}.scale" in self._file_of:
+            elif (self.is_int8 or self.is_int4) and part == "weight" and f"{module}.scale" in self._file_of:
                 used |= {stored, f"{module}.scale"}
                 self._check_shape(stored, shape, ("I8",))
                 self._check_shape(f"{module}.scale", shape[:1], ("F32",))
@@ -183,7 +200,8 @@ class WeightReader:
     def _is_empty_bias(self, stored: str) -> bool:
         """GPTQ tools give every packed layer a bias, zero where the model has none."""
         module, _, part = stored.rpartition(".")
-        return part == "bias" and f"{module}.qweight" in self._file_of and not self._array(stored).any()
+        is_packed = self.layout is not None and f"{module}.{self.layout.codes}" in self._file_of
+        return part == "bias" and is_packed and not self._array(stored).any()
 
     def _check_shape(self, stored: str, shape: tuple[int, ...], types: tuple[str, ...]) -> None:
         entry = self._file_of[stored].entries[stored]
@@ -198,3 +216,13 @@ def _part(array: np.ndarray, place: Place) -> np.ndarray:
     if place.expert is not None:
         array = array[place.expert]
     return array if place.rows is None else array[place.rows]
+
+
+def _layout_of(path: Path) -> PackedLayout:
+    """How the file of rounded weights that a build left is packed, from its own header."""
+    file = MappedTensors(path)
+    file.close()
+    try:
+        return read_packed_layout(json.loads(file.metadata["quantization_config"]))
+    except (KeyError, ValueError, RecursionError):
+        raise CheckpointError(f"{path} does not say how it is packed; build the model again") from None

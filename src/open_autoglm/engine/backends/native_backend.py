@@ -49,7 +49,7 @@ def load(folder: Path, *, weights: str, dtype: str, kv_dtype: str, threads: int 
     config, layout = read_config(folder)
     packed = read_packed(folder, form) or pack_weights(folder, form, instruction_set=name, team=team)
     if layout is not None and weights == "float32":
-        form = "int4 as stored"
+        form = f"int{layout.bits} as stored"
     if kv_dtype == "auto":
         kv_dtype = "float32" if form == "float32" else "bfloat16"
     return NativeBackend(config, packed, form=form, kv_dtype=kv_dtype, instruction_set=name, team=team)
@@ -62,7 +62,7 @@ def pack_weights(
 
     Raises CheckpointError for the model.
     """
-    with open_weights(folder, int8=form == "int8") as reader:
+    with open_weights(folder, int8=form == "int8", int4=form == "int4") as reader:
         return Packer(reader, form, instruction_set or _instruction_set(), team or _native.Team(usable_cores())).pack()
 
 

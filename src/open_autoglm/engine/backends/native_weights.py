@@ -119,7 +119,9 @@ class Packer:
     ) -> _native.Matrix:
         order = None
         chosen = format or self._format
-        if all(isinstance(part, Int4Weight) for part in parts) and chosen != "int8" and format is None:
+        if all(isinstance(part, Int8Weight) for part in parts) and format is None:
+            chosen = "int8"  # as they are stored
+        elif all(isinstance(part, Int4Weight) for part in parts) and chosen != "int8" and format is None:
             order = _common_order(parts)
             if _can_stay(parts) and not (alike and order is not None):
                 chosen = "int4"

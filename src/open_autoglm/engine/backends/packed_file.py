@@ -18,7 +18,7 @@ from open_autoglm.engine import _native
 from open_autoglm.engine.backends.native_weights import PackedWeights
 from open_autoglm.errors import CheckpointError
 from open_autoglm.models.mapped_tensors import MappedTensors
-from open_autoglm.models.model_folder import CONFIG_FILE, INT8_FILE, weight_files
+from open_autoglm.models.model_folder import CONFIG_FILE, ROUNDED_FILES, weight_files
 from open_autoglm.storage import replacing
 
 _ALIGNMENT: Final = 64
@@ -98,7 +98,8 @@ def read_packed(folder: Path, form: str) -> PackedWeights | None:
 
 def _identity(folder: Path, form: str) -> str:
     """A hash of the configuration and of the size and header of each file of weights."""
-    files = [folder / INT8_FILE] if form == "int8" and (folder / INT8_FILE).is_file() else weight_files(folder)
+    rounded = folder / ROUNDED_FILES[form] if form in ROUNDED_FILES else None
+    files = [rounded] if rounded is not None and rounded.is_file() else weight_files(folder)
     digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
     for file in files:
         with file.open("rb") as opened:

@@ -30,7 +30,7 @@ def write_onnx(folder_in: Path, path_out: Path, *, weights: str = "float32") -> 
     if weights not in WEIGHTS:
         raise CheckpointError(f"unknown weights '{weights}'; choose one of: {', '.join(WEIGHTS)}")
     data_path = path_out.with_name(f"{path_out.name}.data")
-    with open_weights(folder_in, int8=weights == "int8") as reader:
+    with open_weights(folder_in, int8=weights == "int8", int4=weights == "int4") as reader:
         with replacing(data_path) as temporary, temporary.open("wb") as data:
             graph = GraphWriter(data, data_path.name)
             write_decoder(graph, reader, weights)

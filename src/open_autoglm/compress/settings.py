@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a model is to be quantised: checked once, and written into the report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Final, get_args
+
+from open_autoglm.compress.gptq import GptqSettings
+from open_autoglm.compress.layer_rounding import RoundingMethod
+from open_autoglm.errors import ConfigurationError
+from open_autoglm.models.packed_codes import Method
+
+METHODS: Final[tuple[str, ...]] = get_args(RoundingMethod)
+FORMATS: Final[tuple[str, ...]] = get_args(Method)
+DEFAULT_GROUP_SIZE: Final = 128
+LEAST_GROUP: Final = 32
+"""The smallest group that the engines compute with."""
+
+
+@dataclass(frozen=True)
+class QuantizationSettings:
+    """A quantisation, as asked for.
+
+    method: how codes are found. bits: 4 or 8. group_size: inputs that share a scale, -1 for the whole row. symmetric:
+    no zero points. layout: the format written. search: look for the range of least error; otherwise each grid spans the
+    whole range of its group. damping, activation_order: GPTQ's, as `GptqSettings` says.
+    Raises ConfigurationError for what does not go together.
+    """
+
+    method: RoundingMethod = "gptq"
+    bits: int = 4
+    group_size: int = DEFAULT_GROUP_SIZE
+    symmetric: bool = False
+    layout: Method = "awq"
+    search: bool = True
+    damping: float = 0.01
+    activation_order: bool = True
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigurationError(f"unknown method '{self.method}'; choose one of: {', '.join(METHODS)}")
+        if self.layout not in FORMATS:
+            raise ConfigurationError(f"unknown format '{self.layout}'; choose one of: {', '.join(FORMATS)}")
+        if self.bits not in (4, 8):
+            raise ConfigurationError(f"--bits must be 4 or 8, not {self.bits}")
+        if self.layout == "awq" and self.bits != 4:
+            raise ConfigurationError("the awq format has 4 bits only; choose --format gptq or compressed-tensors")
+        if self.group_size != -1 and (self.group_size < LEAST_GROUP or self.group_size % LEAST_GROUP):
+            raise ConfigurationError(
+                f"--group-size must be a multiple of {LEAST_GROUP}, or -1 for the whole row, not {self.group_size}"
+            )
+        if not math.isfinite(self.damping) or not 0 < self.damping <= 1:
+            raise ConfigurationError(f"--damping must be more than 0 and at most 1, not {self.damping}")
+
+    @property
+    def gptq(self) -> GptqSettings:
+        """What GPTQ takes of it."""
+        return GptqSettings(self.damping, self.activation_order)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
