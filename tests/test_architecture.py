@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "open_autoglm"
 
 # Room or module -> the rooms and modules it may know, besides those of `SHARED`, which are for everyone.
-SHARED = {"errors", "spelling", "storage", "version", "task", "words"}
+SHARED = {"errors", "spelling", "storage", "version", "task", "words", "yaml_document"}
 MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
@@ -20,6 +20,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "task": set(),
     "words": set(),
     "spelling": set(),
+    "yaml_document": set(),
     "metrics": set(),
     "targets": set(),
     "progress": set(),
@@ -34,15 +35,15 @@ MAY_KNOW: dict[str, set[str]] = {
     "evaluate": {"bundle", "chat", "data", "engine", "metrics", "models", "progress", "train"},
     "search": {"data", "engine", "metrics", "models", "targets", "train"},
     "compress": {"models", "engine"},
-    "build_pipeline": {"data", "pipeline", "targets"},
+    "build_pipeline": {"data", "metrics", "pipeline", "targets"},
     "build_steps": {
-        "bundle", "chat", "compress", "data", "engine", "evaluate", "models", "pipeline", "progress", "search",
+        "bundle", "chat", "compress", "data", "engine", "evaluate", "metrics", "models", "pipeline", "progress", "search",
         "targets", "train",
     },
-    "__init__": {"build_pipeline", "engine", "serve"},
+    "__init__": {"build_pipeline", "engine", "metrics", "serve"},
     "__main__": {"cli"},
     "cli": {
-        "build_pipeline", "bundle", "chat", "data", "engine", "evaluate", "search", "serve", "targets", "progress",
+        "build_pipeline", "bundle", "chat", "data", "engine", "evaluate", "metrics", "search", "serve", "targets", "progress",
     },
 }  # fmt: skip
 TORCH_FREE = ("serve", "engine", "pipeline", "bundle", "chat", "data", "cli")

@@ -16,9 +16,11 @@ from typing import Any, Final
 
 from open_autoglm.data.files import find_files, find_split_files
 from open_autoglm.errors import BudgetError, ConfigurationError, DataError
+from open_autoglm.metrics import choose_metric
 from open_autoglm.pipeline import Packet, PipelineSpecification, RetrySpecification, StageSpecification, run_pipeline
+from open_autoglm.spelling import did_you_mean
 from open_autoglm.storage import FolderLock, sha256_of_file
-from open_autoglm.targets import KNOWN_TARGETS
+from open_autoglm.targets import KNOWN_TARGETS, HardwareConstraint
 from open_autoglm.task import TaskKind
 
 STEPS: Final[dict[str, str]] = {
@@ -30,9 +32,17 @@ STEPS: Final[dict[str, str]] = {
 }
 """The five steps: each needs the one before it."""
 
+EXECUTORS: Final = ("auto", "inline", "process", "ray")
+"""Where trials run: in the search's process, in processes of their own, or on a Ray cluster."""
+
 MINIMUM_BUDGET: Final = 40.0
 _LIMIT_FACTOR: Final = 3.0
 _LIMIT_EXTRA_SECONDS: Final = 1800.0
+_LATER_SETTINGS: Final = (
+    *("mask_pii", "remove_near_duplicates", "metric", "space", "hardware_constraint", "executor", "parallel_trials"),
+)
+"""Settings that are written down only where they are given, so that a run of an older version goes on."""
+
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PLAIN_NAMES: Final = ("train", "training", "data", "dataset")
 
@@ -61,7 +71,9 @@ class BuildSettings:
 
     budget: seconds for everything. trials: how many to start; chosen from the budget if None. steps: train the
     winner for exactly so many optimiser steps and look at no clock, which makes a build repeatable. mask_pii,
-    remove_near_duplicates: as `data.prepare` has them.
+    remove_near_duplicates: as `data.prepare` has them. metric: decides in place of the task's own, as
+    `ChosenMetric.to_dict` has it. space: a file that changes what is searched. hardware_constraint: bounds that the
+    model must keep to. executor, parallel_trials: where trials run, and how many at a time; chosen if None.
     """
 
     train: Path
@@ -78,16 +90,22 @@ class BuildSettings:
     seed: int = 0
     mask_pii: bool = False
     remove_near_duplicates: bool = False
+    metric: dict[str, Any] | None = None
+    space: Path | None = None
+    hardware_constraint: dict[str, float] = field(default_factory=dict)
+    executor: str | None = None
+    parallel_trials: int | None = None
 
     def to_payload(self) -> dict[str, Any]:
         """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
         payload = asdict(self)
-        for name in ("mask_pii", "remove_near_duplicates"):
+        for name in _LATER_SETTINGS:
             if not payload[name]:
-                del payload[name]  # a run that was begun before there were such settings goes on
-        for name in ("train", "valid", "test", "base", "out"):
+                del payload[name]
+        for name in ("train", "valid", "test", "base", "out", "space"):
             path = getattr(self, name)
-            payload[name] = None if path is None else str(path.resolve())
+            if name in payload:
+                payload[name] = None if path is None else str(path.resolve())
         payload["digests"] = {
             name: " ".join(sha256_of_file(file) for file in find_files(path))
             for name, path in (("train", self.train), ("valid", self.valid), ("test", self.test))
@@ -112,13 +130,21 @@ def build(
     seed: int = 0,
     mask_pii: bool = False,
     remove_near_duplicates: bool = False,
+    metric: str | None = None,
+    space: str | Path | None = None,
+    hardware_constraint: Mapping[str, float] | None = None,
+    executor: str | None = None,
+    parallel_trials: int | None = None,
 ) -> BuildResult:
     """Build a small GLM from a file of data.
 
     data: a file, or a folder with `train.*` and perhaps `valid.*` (or `dev.*`) and `test.*`. out: the run folder,
     `runs/NAME` if not given; a second call on the same folder continues there. budget: seconds, or like `15m`.
     mask_pii: train on `[EMAIL]`, `[PHONE]`, ... in place of personal data and secrets. remove_near_duplicates: take
-    near-duplicates out of the training split.
+    near-duplicates out of the training split. metric: the name of a metric, registered or ours, `FILE.yaml` of rules or
+    `FILE.py:FUNCTION`. space: a YAML file that changes what is searched. hardware_constraint: `latency_ms`,
+    `tokens_per_s`, `memory_mb`, `size_mb`, see `targets.HardwareConstraint`. executor: `inline`, `process` or `ray`.
+    parallel_trials: at a time.
     Raises an OpenAutoGLMError that says what to do: DataError, ConfigurationError, BudgetError, StorageError,
     RunLockedError, TrainingError, CheckpointError or PipelineError.
     """
@@ -138,6 +164,11 @@ def build(
         seed=seed,
         mask_pii=mask_pii,
         remove_near_duplicates=remove_near_duplicates,
+        metric=metric,
+        space=space,
+        hardware_constraint=hardware_constraint,
+        executor=executor,
+        parallel_trials=parallel_trials,
     )
     payload = settings.to_payload()
     lock = FolderLock(settings.out)
@@ -196,6 +227,11 @@ def check_settings(
     seed: int,
     mask_pii: bool = False,
     remove_near_duplicates: bool = False,
+    metric: str | None = None,
+    space: str | Path | None = None,
+    hardware_constraint: Mapping[str, float] | None = None,
+    executor: str | None = None,
+    parallel_trials: int | None = None,
 ) -> BuildSettings:
     """Everything that can be found wrong before any work. Raises ConfigurationError, DataError or BudgetError."""
     train, found_valid, found_test = find_splits(Path(data))
@@ -205,7 +241,8 @@ def check_settings(
             f"a budget of {seconds:g} s is too short to train anything; --budget {MINIMUM_BUDGET:.0f}s is the least "
             "that can work, and --budget 5m gives a small model a fair chance"
         )
-    for name, value, least in (("trials", trials, 1), ("steps", steps, 1), ("seed", seed, 0)):
+    counts = (("trials", trials, 1), ("steps", steps, 1), ("seed", seed, 0), ("parallel-trials", parallel_trials, 1))
+    for name, value, least in counts:
         if value is not None and value < least:
             raise ConfigurationError(f"--{name} must be at least {least}, not {value}")
     if target not in KNOWN_TARGETS:
@@ -217,6 +254,10 @@ def check_settings(
             raise DataError(f"{flag}: there is no file {path}")
     if base is not None and not Path(base).is_dir():
         raise ConfigurationError(f"--base: {base} is not a folder; give the folder of a GLM checkpoint")
+    if executor is not None and executor not in EXECUTORS:
+        raise ConfigurationError(f"unknown executor '{executor}'{did_you_mean(executor, EXECUTORS)}")
+    if space is not None and not Path(space).is_file():
+        raise ConfigurationError(f"--space: there is no file {space}")
     return BuildSettings(
         train=train,
         out=Path(out) if out is not None else Path("runs") / _run_name(train),
@@ -232,6 +273,11 @@ def check_settings(
         seed=seed,
         mask_pii=mask_pii,
         remove_near_duplicates=remove_near_duplicates,
+        metric=None if metric is None else choose_metric(metric).to_dict(),
+        space=None if space is None else Path(space),
+        hardware_constraint=HardwareConstraint.of(hardware_constraint or {}).to_dict(),
+        executor=None if executor == "auto" else executor,
+        parallel_trials=parallel_trials,
     )
 
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from open_autoglm.build_steps.workspace import (
     SCORE_EXAMPLES,
-    STEP_START_SECONDS,
     Workspace,
     say,
+    since_process_start,
     use_threads,
     with_result,
 )
@@ -19,7 +19,7 @@ from open_autoglm.models.checkpoint import save_model
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.progress import ProgressBar
-from open_autoglm.search.plan import Plan, reserve_seconds
+from open_autoglm.search.plan import Plan
 from open_autoglm.search.space import Candidate
 from open_autoglm.storage import read_json, replacing, write_json
 from open_autoglm.train.settings import TrainingSettings
@@ -31,11 +31,11 @@ _LEAST_STEPS: Final = 20
 
 def train_winner(packet: Packet, context: StageContext) -> Packet:
     """Step 3: the winner goes on to the end of the budget while its learning rate falls, in `train/`."""
-    started = time.monotonic()
+    started = time.monotonic() - since_process_start()
     work = Workspace(packet, context)
     found = packet.payload["search"]
     candidate = Candidate(ModelConfig.from_dict(found["config"]), TrainingSettings(**found["training"]))
-    plan = Plan(**found["plan"])
+    plan = Plan.from_dict(found["plan"])
     use_threads(plan.threads)
     folder = context.folder / "train"
     checkpoint = folder / "checkpoint.safetensors"
@@ -79,9 +79,9 @@ def _seconds_for_training(packet: Packet, spent: float) -> float:
     """What the budget has left once all before and after it is taken off, but at least a third of the plan's figure."""
     payload = packet.payload
     budget = float(payload["settings"]["budget"])
-    before = payload["data"]["seconds"] + payload["search"]["seconds"] + spent + STEP_START_SECONDS * 3
+    before = payload["data"]["seconds"] + payload["search"]["seconds"] + spent
     planned = float(payload["search"]["plan"]["train_seconds"])
-    return max(planned / 3, budget - before - reserve_seconds(budget))
+    return max(planned / 3, budget - before - float(payload["search"]["finish_seconds"]))
 
 
 def _run_to_the_end(

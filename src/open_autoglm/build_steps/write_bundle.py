@@ -14,6 +14,7 @@ from open_autoglm.build_steps.workspace import Workspace, say, with_result
 from open_autoglm.bundle import BundleManifest, QuantizationRecord, write_bundle
 from open_autoglm.bundle.card import write_model_card
 from open_autoglm.bundle.huggingface import write_tokenizer
+from open_autoglm.evaluate import EVALUATION_FILE
 from open_autoglm.models.checkpoint import INT8_FILE, load_config, load_model
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.pipeline import Packet, StageContext
@@ -43,6 +44,7 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
     metrics = {f"valid_{task.metric}": valid_value}
     if work.prepared.test:
         evaluation = work.score(load_model(staging, weights=weights), work.prepared.test, title="test")
+        write_json(staging / EVALUATION_FILE, {"split": "test", **evaluation.to_dict()})
         metrics |= {f"test_{name}": value for name, value in evaluation.metrics.items()}
         say(f"bundle: {task.metric} {evaluation.value:.4f} on the {evaluation.n} examples of the test split")
     manifest = BundleManifest(

@@ -19,7 +19,7 @@ _INTERRUPTED = 130
 
 def create_app() -> typer.Typer:
     """The command tree, built on call so that importing this package costs nothing."""
-    from open_autoglm.cli import build, chat, data, doctor, eval, inspect, keys, pack, serve  # noqa: A004
+    from open_autoglm.cli import build, chat, data, doctor, eval, inspect, keys, leaderboard, pack, serve  # noqa: A004
 
     app = typer.Typer(
         name="open-autoglm",
@@ -29,7 +29,7 @@ def create_app() -> typer.Typer:
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for module in (build, data, eval, chat, serve, keys, pack, inspect, doctor):
+    for module in (build, leaderboard, data, eval, chat, serve, keys, pack, inspect, doctor):
         module.register(app)
     return app
 

@@ -44,6 +44,7 @@ from open_autoglm.errors import RequestError
 from open_autoglm.task import Task, TaskKind
 
 if TYPE_CHECKING:
+    from open_autoglm.engine.backends import Backend
     from open_autoglm.models.glm import GlmForCausalLM
 
 
@@ -82,7 +83,7 @@ class LLM:
     @classmethod
     def from_model(
         cls,
-        model: GlmForCausalLM,
+        model: GlmForCausalLM | Backend,
         tokenizer: Tokenizer,
         *,
         task: Task | None = None,
@@ -94,7 +95,7 @@ class LLM:
         block_size: int = BLOCK_SIZE,
         enable_prefix_caching: bool = True,
     ) -> Self:
-        """Run a model that is already in memory; in our chat format if none is given. It is shared, not copied."""
+        """Run a model or a backend that is in memory; in our chat format if none is given. It is shared, not copied."""
         self = cls.__new__(cls)
         loaded = wrap(model, tokenizer, task, name, chat_format)
         self._start(loaded, max_batch_tokens, max_sequences, kv_blocks, block_size, caching=enable_prefix_caching)

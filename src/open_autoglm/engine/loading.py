@@ -82,8 +82,8 @@ def open_model(
 def wrap(
     model: Any, tokenizer: Tokenizer, task: Task | None, name: str, chat_format: ChatFormat | None = None
 ) -> LoadedModel:
-    """A `GlmForCausalLM` in memory, in our own chat format if none is given."""
-    backend = wrap_model(model)
+    """A `GlmForCausalLM` in memory, or a backend that holds a model, in our own chat format if none is given."""
+    backend: Backend = model if hasattr(model, "allocate") else wrap_model(model)
     speaks = chat_format or BUILT_FORMAT
     stops = tuple(dict.fromkeys((*speaks.stop_token_ids(tokenizer), *backend.stop_token_ids)))
     return LoadedModel(name, backend, tokenizer, stops, task, is_bundle=chat_format is None, chat_format=speaks)

@@ -16,8 +16,8 @@ from open_autoglm.serve.models.memory_amount import bytes_of_text
 from open_autoglm.serve.models.model_pool import ModelEntry
 from open_autoglm.serve.models.routing import AUTO, TASKS, Route, RoutingPolicy
 from open_autoglm.serve.models.worker_process import ModelSource
-from open_autoglm.serve.models.yaml_document import Place, YamlDocument, read_yaml
 from open_autoglm.spelling import did_you_mean
+from open_autoglm.yaml_document import Place, YamlDocument, read_yaml
 
 _Number = StrictFloat | StrictInt
 
