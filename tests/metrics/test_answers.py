@@ -90,6 +90,7 @@ SLOTS = st.dictionaries(st.sampled_from(["artist", "city", "year"]), st.sampled_
 @given(st.lists(st.tuples(SLOTS, SLOTS), min_size=1, max_size=6))
 def test_slot_f1_is_seqevals(pairs: list[tuple[dict[str, str], dict[str, str]]]) -> None:
     """Each value of each slot is laid out at a place of its own, so that spans are equal when values are."""
+
     def tags(slots: dict[str, str]) -> list[str]:
         return [
             f"B-{name}" if slots.get(name) == value else "O"
