@@ -256,6 +256,11 @@ def check_settings(
         raise ConfigurationError(f"--base: {base} is not a folder; give the folder of a GLM checkpoint")
     if executor is not None and executor not in EXECUTORS:
         raise ConfigurationError(f"unknown executor '{executor}'{did_you_mean(executor, EXECUTORS)}")
+    constraint = HardwareConstraint.of(hardware_constraint or {})
+    if constraint and base is not None:
+        raise ConfigurationError(
+            "a hardware constraint chooses the architecture, and --base has one already; leave out one of them"
+        )
     if space is not None and not Path(space).is_file():
         raise ConfigurationError(f"--space: there is no file {space}")
     return BuildSettings(
@@ -275,7 +280,7 @@ def check_settings(
         remove_near_duplicates=remove_near_duplicates,
         metric=None if metric is None else choose_metric(metric).to_dict(),
         space=None if space is None else Path(space),
-        hardware_constraint=HardwareConstraint.of(hardware_constraint or {}).to_dict(),
+        hardware_constraint=constraint.to_dict(),
         executor=None if executor == "auto" else executor,
         parallel_trials=parallel_trials,
     )

@@ -5,31 +5,37 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from open_autoglm.build_steps.find_front import find_front
 from open_autoglm.build_steps.search_view import SearchView, show_plan
 from open_autoglm.build_steps.trial_bench import OPENED_BY, TrialBench
 from open_autoglm.build_steps.workspace import SCORE_EXAMPLES, Workspace, say, since_process_start, with_result
 from open_autoglm.data import encode_examples
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.evaluate import score_texts
+from open_autoglm.models.config import ModelConfig
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.search.baselines import score_baselines
+from open_autoglm.search.evolution import PARETO_FILE
 from open_autoglm.search.executors import Executor, InlineExecutor, ProcessExecutor
 from open_autoglm.search.leaderboard import BOARD_FILE, Leaderboard
 from open_autoglm.search.plan import Plan, measured_finish_seconds, plan_by_steps, plan_by_time, training_flops
-from open_autoglm.search.space import SearchSpace
+from open_autoglm.search.space import Candidate, SearchSpace
 from open_autoglm.search.speed import measure_flops_per_second
 from open_autoglm.search.tuner import TrialOutcome, Tuner
 from open_autoglm.storage import read_json, write_json
-from open_autoglm.targets import usable_cores
+from open_autoglm.targets import HardwareConstraint, usable_cores
 
 _LEAST_PARALLEL_BUDGET: Final = 240.0
 _PARALLEL_GAIN: Final = 1.15
 """How much more several trials at a time must compute than one alone, to be worth their processes."""
 
 _BASELINE_VALID: Final = 5000
+_TRAINING_SHARE: Final = 0.6
+"""Of the budget, about what the winner is trained for; only the order of architectures depends on it."""
 
 
 def search_models(packet: Packet, context: StageContext) -> Packet:
@@ -46,6 +52,10 @@ def search_models(packet: Packet, context: StageContext) -> Packet:
     payload = {"settings": packet.payload["settings"], "data": packet.payload["data"]}
     trials = _Trials(work, space, folder, {"folder": str(context.folder), "payload": payload})
     try:
+        if front := trials.evolve():
+            space = trials.use_front(front["members"])
+            board = replace(board, front=front)
+            board.save(context.folder / BOARD_FILE)
         plan = trials.plan(time.monotonic() - started)
         executor = trials.executor(plan)
         with SearchView(plan, work.task.metric, context.emit) as view:
@@ -122,6 +132,7 @@ class _Trials:
         self._work, self._space, self._folder, self._context = work, space, folder, context
         self._bench = TrialBench(work)
         self._executor: Executor | None = None
+        self._measured: tuple[int, float] | None = None
 
     def plan(self, spent: float) -> Plan:
         """The plan of this run: read back if it was made before, so that a continued build keeps it."""
@@ -135,6 +146,27 @@ class _Trials:
             plan = self._plan_by_time(spent)
         write_json(path, plan.to_dict())
         return plan
+
+    def evolve(self) -> dict[str, Any] | None:
+        """The Pareto front under the user's constraint, as `ParetoFront.to_dict` has it; None without a constraint.
+
+        Read back if it was found before. Raises ConfigurationError when no architecture keeps the constraint.
+        """
+        constraint = HardwareConstraint.of(self._work.settings.get("hardware_constraint") or {})
+        if not constraint:
+            return None
+        path = self._folder / PARETO_FILE
+        if not path.exists():
+            find_front(self._work, self._space, constraint, flops=self._training_flops(), threads=usable_cores()).save(
+                self._folder
+            )
+        return read_json(path)
+
+    def use_front(self, members: list[dict[str, Any]]) -> SearchSpace:
+        """Search among the chosen architectures of a front instead of all."""
+        chosen = tuple(ModelConfig.from_dict(member["config"]) for member in members if member["chosen"])
+        self._space = self._space.with_front(chosen)
+        return self._space
 
     def executor(self, plan: Plan) -> Executor:
         """Where the trials of a plan run."""
@@ -179,14 +211,9 @@ class _Trials:
     def _plan_by_time(self, spent: float) -> Plan:
         work, started = self._work, time.monotonic()
         budget = float(work.settings["budget"])
-        default = self._space.candidate(self._space.parameters.check(self._space.defaults))
+        default = self._default()
         per_token = training_flops(default.config, work.mean_length)
-        speed = self._folder / "speed"
-        rates = {
-            threads: measure_flops_per_second(self._bench, default, speed, threads=threads)
-            for threads in sorted({1, usable_cores()})
-        }
-        threads, rate = max(rates.items(), key=lambda item: item[1])
+        threads, rate = self._speed()
         parallel, each = self._parallel(budget, rate)
         spent = float(work.summary["seconds"]) + spent + time.monotonic() - started
         plan = plan_by_time(
@@ -202,6 +229,28 @@ class _Trials:
         )
         show_plan(plan, budget=budget, spent=spent, gflops=rate / 1e9)
         return plan
+
+    def _default(self) -> Candidate:
+        return self._space.candidate(self._space.parameters.check(self._space.defaults))
+
+    def _speed(self) -> tuple[int, float]:
+        """The number of threads with which the first candidate is trained fastest, and how fast that is."""
+        if self._measured is None:
+            folder, default = self._folder / "speed", self._default()
+            rates = {
+                threads: measure_flops_per_second(self._bench, default, folder, threads=threads)
+                for threads in sorted({1, usable_cores()})
+            }
+            self._measured = max(rates.items(), key=lambda item: item[1])
+        return self._measured
+
+    def _training_flops(self) -> float:
+        """About what training the winner may compute."""
+        settings, default = self._work.settings, self._default()
+        if settings["steps"] is not None:
+            per_token = training_flops(default.config, self._work.mean_length)
+            return settings["steps"] * default.settings.tokens_per_batch * per_token
+        return _TRAINING_SHARE * float(settings["budget"]) * self._speed()[1]
 
     def _parallel(self, budget: float, rate: float) -> tuple[int, float]:
         """How many trials run at a time, and how fast each is then: several where they compute more than one alone."""

@@ -67,6 +67,7 @@ def train_winner(packet: Packet, context: StageContext) -> Packet:
         "checkpoint": chosen,
         "metrics": scores[chosen].metrics,
         "value": scores[chosen].value,
+        "interval": scores[chosen].interval,
         "curve": trainer.progress.curve,
         "seconds": round(time.monotonic() - started, 2),
     }
