@@ -57,7 +57,8 @@ def test_the_first_sentence_is_where_it_ends() -> None:
 
 
 def test_spans_stand_near_the_words_of_the_question() -> None:
-    text = "The tower was built in 1889. It stands in Paris near the Seine. Many people visit it.\n\nWhere does it stand near?"
+    passage = "The tower was built in 1889. It stands in Paris near the Seine. Many people visit it."
+    text = f"{passage}\n\nWhere does it stand near?"
     pairs = [("Rome lies in Italy. It is old.\n\nWhere lies Rome?", "Italy")] * 4
     finder = SpanFinder(pairs)
     assert "1889" not in finder.answer(text)

@@ -53,19 +53,16 @@ def leaderboard_command(
 def print_board(board: Leaderboard) -> None:
     """The table and what it says."""
     print_table(
-        "Leaderboard (validation split)",
-        ("model", board.metric, "95% interval", "loss", "parameters", "size", "one answer", "seconds", "state"),
+        f"Leaderboard ({board.metric} on the validation split)",
+        ("model", "score", "95% interval", "parameters", "one answer", "seconds"),
         [
             (
-                row.name,
+                row.name if row.state == "complete" else f"{row.name} ({row.state})",
                 "" if row.score is None else f"{row.score:.4f}",
                 "" if row.interval is None else f"{row.interval[0]:.4f}–{row.interval[1]:.4f}",
-                "" if row.valid_loss is None else f"{row.valid_loss:.3f}",
                 "" if row.parameters is None else f"{row.parameters / 1e6:.2f}M",
-                "" if row.size_bytes is None else f"{row.size_bytes / 1e6:.2f} MB",
                 "" if row.latency_ms is None else f"{row.latency_ms:.2f} ms",
                 f"{row.seconds:.1f}",
-                row.state,
             )
             for row in board.ranked()
         ],

@@ -124,7 +124,7 @@ class Leaderboard:
 
     def _help(self, best: Entry) -> str:
         pieces = ["a longer --budget", "a GLM checkpoint to start from (--base), which knows the language already"]
-        if best.name.startswith(("TF-IDF", "nearest")):
+        if self.task == "classification":
             pieces.append("more rows of the labels that are rare")
         return f"What would help: {'; '.join(pieces)}; more training data."
 
