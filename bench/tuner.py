@@ -42,7 +42,7 @@ SPACE = ParameterSpace(
         categorical("tokens_per_batch", (128, 256, 512)),
         log_uniform("weight_decay", 0.01, 0.3),
         uniform("dropout", 0.0, 0.3, step=0.1),
-        integer("warmup_steps", 10, 60, step=10),
+        integer("warmup_steps", 2, 12, step=2),
         categorical("partial_rotary_factor", (0.5, 1.0)),
     )
 )
@@ -68,8 +68,12 @@ def measure(data: Path, *, choices: int, trial_flops: float, rows: int) -> None:
     from open_autoglm.train.trainer import FixedExamples, Schedule, Trainer
 
     torch.set_num_threads(1)
-    prepared = prepare(data / "train.jsonl", valid=data / "valid.jsonl", test=data / "test.jsonl")
-    train, valid = prepared.train[:rows], prepared.valid[:100]
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "train.jsonl"
+        lines = (data / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        part.write_text("".join(lines[:rows]), encoding="utf-8")
+        prepared = prepare(part, valid=data / "valid.jsonl")
+    train, valid = prepared.train[:rows], prepared.valid[:48]
     tokenizer = train_tokenizer(train, prepared.task)
     encoded, checked = (encode_examples(part, tokenizer, prepared.task, max_length=256) for part in (train, valid))
     mean_length = float(encoded.lengths.mean())
@@ -238,9 +242,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("compare", "measure"), default="compare")
     parser.add_argument("data", nargs="?", type=Path, default=Path("examples/snips"))
-    parser.add_argument("--choices", type=int, default=96, help="trials to measure")
-    parser.add_argument("--trial-flops", type=float, default=6e10)
-    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--choices", type=int, default=64, help="trials to measure")
+    parser.add_argument("--trial-flops", type=float, default=1e10)
+    parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--trials", type=int, default=40, help="of random search")
     arguments = parser.parse_args()
     if arguments.what == "measure":

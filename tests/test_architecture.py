@@ -35,15 +35,16 @@ MAY_KNOW: dict[str, set[str]] = {
     "evaluate": {"bundle", "chat", "data", "engine", "metrics", "models", "progress", "train"},
     "search": {"data", "engine", "metrics", "models", "targets", "train"},
     "compress": {"models", "engine"},
-    "build_pipeline": {"data", "metrics", "pipeline", "targets"},
+    "build_pipeline": {"data", "metrics", "models", "pipeline", "targets"},
     "build_steps": {
-        "bundle", "chat", "compress", "data", "engine", "evaluate", "metrics", "models", "pipeline", "progress", "search",
-        "targets", "train",
+        "bundle", "chat", "compress", "data", "engine", "evaluate", "metrics", "models", "pipeline", "progress",
+        "search", "targets", "train",
     },
     "__init__": {"build_pipeline", "engine", "metrics", "serve"},
     "__main__": {"cli"},
     "cli": {
-        "build_pipeline", "bundle", "chat", "data", "engine", "evaluate", "metrics", "search", "serve", "targets", "progress",
+        "build_pipeline", "bundle", "chat", "data", "engine", "evaluate", "metrics", "search", "serve", "targets",
+        "progress",
     },
 }  # fmt: skip
 TORCH_FREE = ("serve", "engine", "pipeline", "bundle", "chat", "data", "cli")

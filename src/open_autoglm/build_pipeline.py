@@ -17,6 +17,9 @@ from typing import Any, Final
 from open_autoglm.data.files import find_files, find_split_files
 from open_autoglm.errors import BudgetError, ConfigurationError, DataError
 from open_autoglm.metrics import choose_metric
+from open_autoglm.models.adapter_settings import AdapterSettings
+from open_autoglm.models.adapter_targets import find_targets
+from open_autoglm.models.weights import open_weights
 from open_autoglm.pipeline import Packet, PipelineSpecification, RetrySpecification, StageSpecification, run_pipeline
 from open_autoglm.spelling import did_you_mean
 from open_autoglm.storage import FolderLock, sha256_of_file
@@ -40,6 +43,7 @@ _LIMIT_FACTOR: Final = 3.0
 _LIMIT_EXTRA_SECONDS: Final = 1800.0
 _LATER_SETTINGS: Final = (
     *("mask_pii", "remove_near_duplicates", "metric", "space", "hardware_constraint", "executor", "parallel_trials"),
+    "adapter",
 )
 """Settings that are written down only where they are given, so that a run of an older version goes on."""
 
@@ -74,6 +78,7 @@ class BuildSettings:
     remove_near_duplicates: as `data.prepare` has them. metric: decides in place of the task's own, as
     `ChosenMetric.to_dict` has it. space: a file that changes what is searched. hardware_constraint: bounds that the
     model must keep to. executor, parallel_trials: where trials run, and how many at a time; chosen if None.
+    adapter: fine-tune by an adapter on the frozen `base`.
     """
 
     train: Path
@@ -95,10 +100,12 @@ class BuildSettings:
     hardware_constraint: dict[str, float] = field(default_factory=dict)
     executor: str | None = None
     parallel_trials: int | None = None
+    adapter: AdapterSettings | None = None
 
     def to_payload(self) -> dict[str, Any]:
         """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
         payload = asdict(self)
+        payload["adapter"] = None if self.adapter is None else self.adapter.to_dict()
         for name in _LATER_SETTINGS:
             if not payload[name]:
                 del payload[name]
@@ -135,6 +142,7 @@ def build(
     hardware_constraint: Mapping[str, float] | None = None,
     executor: str | None = None,
     parallel_trials: int | None = None,
+    adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
 ) -> BuildResult:
     """Build a small GLM from a file of data.
 
@@ -145,6 +153,8 @@ def build(
     `FILE.py:FUNCTION`. space: a YAML file that changes what is searched. hardware_constraint: `latency_ms`,
     `tokens_per_s`, `memory_mb`, `size_mb`, see `targets.HardwareConstraint`. executor: `inline`, `process` or `ray`.
     parallel_trials: at a time.
+    adapter: `lora` or `qlora` to fine-tune the frozen `base` by an adapter, which is merged in the bundle and kept in
+    the run folder; settings of it as `AdapterSettings` or its fields.
     Raises an OpenAutoGLMError that says what to do: DataError, ConfigurationError, BudgetError, StorageError,
     RunLockedError, TrainingError, CheckpointError or PipelineError.
     """
@@ -169,6 +179,7 @@ def build(
         hardware_constraint=hardware_constraint,
         executor=executor,
         parallel_trials=parallel_trials,
+        adapter=adapter,
     )
     payload = settings.to_payload()
     lock = FolderLock(settings.out)
@@ -232,6 +243,7 @@ def check_settings(
     hardware_constraint: Mapping[str, float] | None = None,
     executor: str | None = None,
     parallel_trials: int | None = None,
+    adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
 ) -> BuildSettings:
     """Everything that can be found wrong before any work. Raises ConfigurationError, DataError or BudgetError."""
     train, found_valid, found_test = find_splits(Path(data))
@@ -283,7 +295,28 @@ def check_settings(
         hardware_constraint=constraint.to_dict(),
         executor=None if executor == "auto" else executor,
         parallel_trials=parallel_trials,
+        adapter=_check_adapter(adapter, base),
     )
+
+
+def _check_adapter(
+    adapter: AdapterSettings | Mapping[str, Any] | str | None, base: str | Path | None
+) -> AdapterSettings | None:
+    if adapter is None:
+        return None
+    if isinstance(adapter, str):
+        settings = AdapterSettings(kind=adapter)
+    else:
+        settings = adapter if isinstance(adapter, AdapterSettings) else AdapterSettings.from_dict(adapter)
+    if base is None:
+        raise ConfigurationError("--adapter needs --base: give the folder of the GLM checkpoint to fine-tune")
+    with open_weights(Path(base)) as reader:
+        find_targets(reader.config, settings.targets)
+    if settings.kind == "soft_prompt":
+        raise ConfigurationError(
+            "--adapter soft_prompt: a bundle has no place for a soft prompt, for no weight holds it; use lora or qlora"
+        )
+    return settings
 
 
 def find_splits(path: Path) -> tuple[Path, Path | None, Path | None]:

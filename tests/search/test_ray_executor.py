@@ -25,6 +25,7 @@ def test_a_node_that_dies_takes_no_trial_with_it(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "200")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     killed: list[int] = []
     rungs: list[int] = []

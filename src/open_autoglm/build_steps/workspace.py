@@ -26,6 +26,8 @@ from open_autoglm.evaluate import (
     with_metric,
 )
 from open_autoglm.metrics import ChosenMetric
+from open_autoglm.models.adapter_settings import AdapterSettings
+from open_autoglm.models.adapters import attach_adapter
 from open_autoglm.models.checkpoint import load_config, load_model
 from open_autoglm.models.glm import GlmForCausalLM
 from open_autoglm.pipeline import Packet, StageContext
@@ -34,6 +36,7 @@ from open_autoglm.search.space import Candidate, Frame, SearchSpace, default_spa
 from open_autoglm.search.space_file import apply_space_file
 from open_autoglm.task import METRICS, Task, TaskKind
 from open_autoglm.train.augmented import AugmentedExamples
+from open_autoglm.train.optimizers import output_gain
 from open_autoglm.train.settings import TrainingSettings
 from open_autoglm.train.trainer import ExampleSource, FixedExamples
 
@@ -93,20 +96,36 @@ class Workspace:
             pad_token_id=self.tokenizer.token_to_id(END_OF_TEXT) or 0,
         )
         base = load_config(self.base) if self.base is not None else None
-        space = default_space(self.task.kind, frame, seed=self.settings["seed"], base=base)
+        asked_adapter = self.settings.get("adapter")
+        training = TrainingSettings(adapter=None if asked_adapter is None else AdapterSettings.from_dict(asked_adapter))
+        space = default_space(self.task.kind, frame, seed=self.settings["seed"], base=base, training=training)
         asked = optional_path(self.settings.get("space"))
         file = kept if kept is not None and kept.exists() else asked
         return space if file is None else apply_space_file(space, file)
 
     def make_model(self, candidate: Candidate) -> GlmForCausalLM:
-        """A model to train: from nothing, or the base checkpoint."""
-        if self.base is not None:
-            model = load_model(self.base)
-            model.set_dropout(candidate.config.dropout)
+        """A model to train: from nothing, or the base checkpoint, with an adapter where one was asked for."""
+        settings = candidate.settings
+        generator = torch.Generator().manual_seed(settings.seed)
+        if self.base is None:
+            model = GlmForCausalLM(candidate.config)
+            gain = output_gain(settings.width_transfer, candidate.config.hidden_size)
+            model.initialize(generator, settings.initialization, output_gain=gain)
             return model
-        model = GlmForCausalLM(candidate.config)
-        model.initialize(torch.Generator().manual_seed(candidate.settings.seed))
+        adapter = self.adapter_of(settings)
+        bits = adapter.base_bits if adapter is not None and adapter.kind == "qlora" else None
+        model = load_model(self.base, frozen_bits=bits)
+        model.set_dropout(candidate.config.dropout)
+        if adapter is not None:
+            attach_adapter(model, adapter, generator)
         return model
+
+    def adapter_of(self, settings: TrainingSettings) -> AdapterSettings | None:
+        """The adapter that the settings name, or else the one that the user asked for."""
+        if settings.adapter is not None:
+            return settings.adapter
+        asked = self.settings.get("adapter")
+        return None if asked is None else AdapterSettings.from_dict(asked)
 
     def make_source(self, settings: TrainingSettings) -> ExampleSource:
         """The training examples, with slot values swapped where the settings ask for it."""

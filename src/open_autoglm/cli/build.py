@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from open_autoglm.cli.adapter_options import HELP as ADAPTER_HELP
+from open_autoglm.cli.adapter_options import adapter_fields
 from open_autoglm.cli.ask import choose_reading, kept_input
 from open_autoglm.cli.data_options import HELP
 from open_autoglm.cli.leaderboard import print_board
@@ -53,6 +55,12 @@ def build_command(
         bool, typer.Option("--remove-near-duplicates", help=HELP["remove_near_duplicates"])
     ] = False,
     base: Annotated[Path | None, typer.Option(help="A GLM checkpoint folder to start from.")] = None,
+    adapter: Annotated[str | None, typer.Option(metavar="lora|qlora", help=ADAPTER_HELP["adapter"])] = None,
+    lora_rank: Annotated[int | None, typer.Option("--lora-rank", "--rank", help=ADAPTER_HELP["rank"])] = None,
+    lora_alpha: Annotated[float | None, typer.Option("--lora-alpha", "--alpha", help=ADAPTER_HELP["alpha"])] = None,
+    lora_target: Annotated[list[str] | None, typer.Option(help=ADAPTER_HELP["target"])] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help=ADAPTER_HELP["dropout"])] = None,
+    quantization_bit: Annotated[int | None, typer.Option(help=ADAPTER_HELP["bits"])] = None,
     target: Annotated[str, typer.Option(help="The device that the model is for.")] = "cpu",
     budget: Annotated[str, typer.Option(help="The time for everything: 90s, 15m, 1h30m.")] = "15m",
     trials: Annotated[int | None, typer.Option(help="How many trials to start; by the budget if not given.")] = None,
@@ -129,6 +137,14 @@ def build_command(
             hardware_constraint={name: value for name, value in limits.items() if value is not None},
             executor=executor,
             parallel_trials=parallel_trials,
+            adapter=adapter_fields(
+                adapter,
+                rank=lora_rank,
+                alpha=lora_alpha,
+                target=lora_target,
+                dropout=lora_dropout,
+                bits=quantization_bit,
+            ),
         )
     if as_json:
         print_json(result.to_dict())

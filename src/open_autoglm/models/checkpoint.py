@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from open_autoglm.errors import CheckpointError
+from open_autoglm.models.adapters import has_adapter, merged_tensors
 from open_autoglm.models.config import ModelConfig
+from open_autoglm.models.frozen_linear import round_linear
 from open_autoglm.models.glm import GlmForCausalLM
 from open_autoglm.models.model_folder import CONFIG_FILE, GENERATION_CONFIG_FILE, INT8_FILE, WEIGHTS_FILE, load_config
 from open_autoglm.models.quantized_linear import (
@@ -49,19 +51,21 @@ Weights = Literal["float32", "int8", "int4"]
 WEIGHTS: Final[tuple[str, ...]] = ("float32", "int8", "int4")
 
 
-def load_model(folder: Path, *, weights: str = "float32") -> GlmForCausalLM:
+def load_model(folder: Path, *, weights: str = "float32", frozen_bits: int | None = None) -> GlmForCausalLM:
     """Load a GLM in evaluation mode, in float32 or with its matrices in int8 or int4.
 
     folder: a bundle or a checkpoint in the Hugging Face layout. An `int8.safetensors` that a build left there is
     used as it is; otherwise the weights are rounded while loading. Layers that AWQ or GPTQ packed keep their 4 bits
     whatever `weights` says.
+    frozen_bits: to fine-tune an adapter over it, round each linear layer of the decoder to 8 or 4 bits as soon as it is
+    read, so that the memory for all of it in float32 is never needed.
     Raises CheckpointError, with the tensor or file at fault.
     """
     if weights not in WEIGHTS:
         raise CheckpointError(f"unknown weights '{weights}'; choose one of: {', '.join(WEIGHTS)}")
     with open_weights(folder, int8=weights == "int8") as reader:
         model = _empty_model(reader.config)
-        _fill(model, reader)
+        _fill(model, reader, frozen_bits)
         rounded = reader.is_int8
     if weights != "float32" and not rounded:
         quantize_in_place(model, weights)
@@ -71,10 +75,12 @@ def load_model(folder: Path, *, weights: str = "float32") -> GlmForCausalLM:
 def save_model(model: GlmForCausalLM, folder: Path) -> None:
     """Write `config.json`, `generation_config.json` and float32 `model.safetensors`, each atomically.
 
-    Raises StorageError when the disk refuses, CheckpointError for a model whose layers AWQ or GPTQ packed.
+    A LoRA adapter is merged in what is written. Raises StorageError when the disk refuses, CheckpointError for a model
+    whose layers AWQ or GPTQ packed and for one with a soft prompt.
     """
-    _refuse_packed(model)
-    tensors = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
+    if not has_adapter(model):
+        _refuse_packed(model)
+    tensors = {name: tensor.detach().float().contiguous() for name, tensor in merged_tensors(model).items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     write_tensors(tensors, folder / WEIGHTS_FILE)
@@ -149,14 +155,16 @@ def _quantized(linear: nn.Linear, weights: str) -> nn.Module:
     return Int8Linear(*round_to_int8(linear.weight.detach()), bias)
 
 
-def _fill(model: GlmForCausalLM, reader: WeightReader) -> None:
-    """Give an empty model its weights, each matrix in the form in which it is stored."""
+def _fill(model: GlmForCausalLM, reader: WeightReader, frozen_bits: int | None = None) -> None:
+    """Give an empty model its weights, each matrix in the form in which it is stored, or rounded for good."""
     for name, module in list(model.named_modules()):
         if name == "lm_head" and model.config.tie_word_embeddings:
             continue
         if isinstance(module, nn.Linear | nn.Embedding):
             bias = _tensor(reader.dense(f"{name}.bias")) if getattr(module, "bias", None) is not None else None
             filled = _filled(module, reader.linear(name), bias)
+            if frozen_bits is not None and isinstance(filled, nn.Linear) and name != "lm_head":
+                filled = round_linear(filled, frozen_bits)
             if filled is not module:
                 model.set_submodule(name, filled)
             continue

@@ -8,17 +8,28 @@ Source: Du et al. 2022 (GLM), GLM team 2024 (ChatGLM: a family), 2025 (GLM-4.5).
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.experts import GatedFeedForward, MixtureOfExperts
+from open_autoglm.models.initialization import initialize
 from open_autoglm.models.rotary_embedding import rotary_tables, rotate
+from open_autoglm.models.training_functions import (
+    PaddedLayout,
+    can_use,
+    gated_silu,
+    root_mean_square_norm,
+    short_attention,
+)
+
+_SHORT: Final = 192
+"""Tokens of the longest sequence up to which attention keeps all its weights at once while it trains on a CPU."""
 
 
 class Attention(Protocol):
@@ -43,19 +54,27 @@ class Attention(Protocol):
 class PackedSequences:
     """Attention over whole sequences laid end to end, for training and scoring: no token sees another sequence.
 
-    lengths: the token count of each sequence, in order. Attention alone runs on a padded
+    lengths: the token count of each sequence, in order; kept as `sequence_lengths`. Attention alone runs on a padded
     `[sequences, longest]` view; since padding comes after the tokens, the causal mask already hides it.
     """
 
     def __init__(self, lengths: Tensor) -> None:
         longest = int(lengths.max())
+        self.sequence_lengths = lengths
         self._shape = (len(lengths), longest)
-        within = torch.arange(longest)
+        within = torch.arange(longest, device=lengths.device)
         filled = within[None, :] < lengths[:, None]
         self.positions = within.expand(self._shape)[filled]
         self.lengths = lengths.repeat_interleave(lengths)
         self._slots = filled.flatten().nonzero().squeeze(1)
         self._full = bool(filled.all())
+        self._layouts: dict[tuple[int, int], PaddedLayout] = {}
+
+    def _layout(self, heads: int, key_heads: int) -> PaddedLayout:
+        """Made once for all layers."""
+        if (heads, key_heads) not in self._layouts:
+            self._layouts[heads, key_heads] = PaddedLayout(*self._shape, self._slots, heads, key_heads)
+        return self._layouts[heads, key_heads]
 
     def _padded(self, flat: Tensor) -> Tensor:
         rows, longest = self._shape
@@ -68,6 +87,8 @@ class PackedSequences:
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend within each sequence; shapes as `Attention` says."""
         del layer
+        if self._shape[1] <= _SHORT and can_use(query) and can_use(key) and can_use(value):
+            return short_attention(query, key, value, self._layout(query.shape[1], key.shape[1]))
         grouped = query.shape[1] != key.shape[1]
         output = F.scaled_dot_product_attention(
             self._padded(query), self._padded(key), self._padded(value), is_causal=True, enable_gqa=grouped
@@ -86,6 +107,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: float[..., size]. Returns the same shape and dtype."""
+        if can_use(hidden) and self.weight.requires_grad:
+            return root_mean_square_norm(hidden, self.weight, self.epsilon)
         if hidden.dtype == torch.float32:
             return F.rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
         scaled = F.rms_norm(hidden.float(), self.weight.shape, None, self.epsilon)
@@ -109,8 +132,13 @@ class SelfAttention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.use_qk_norm = config.use_qk_norm
 
-    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
-        """hidden: float[num_tokens, hidden_size]; rotary: as `rotary_tables` returns. Returns hidden's shape."""
+    def forward(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention, places: Tensor | None = None
+    ) -> Tensor:
+        """hidden: float[num_tokens, hidden_size]; rotary: as `rotary_tables` returns.
+
+        places: int64[n], the tokens whose result is wanted; None for all. Returns float[n, hidden_size].
+        """
         query = self.q_proj(hidden).unflatten(-1, (-1, self.head_dim))
         key = self.k_proj(hidden).unflatten(-1, (-1, self.head_dim))
         value = self.v_proj(hidden).unflatten(-1, (-1, self.head_dim))
@@ -119,7 +147,8 @@ class SelfAttention(nn.Module):
         query = rotate(query, *rotary, interleaved=self.interleaved)
         key = rotate(key, *rotary, interleaved=self.interleaved)
         mixed = attention(self.layer, query, key, value)
-        return self.o_proj(mixed.flatten(-2))
+        mixed = mixed.flatten(-2)
+        return self.o_proj(mixed if places is None else mixed.index_select(0, places))
 
 
 class FeedForward(nn.Module):
@@ -132,7 +161,10 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: float[num_tokens, hidden_size]. Returns the same shape."""
-        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+        gate_up = self.gate_up_proj(hidden)
+        if can_use(gate_up):
+            return self.down_proj(gated_silu(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
 
@@ -158,9 +190,14 @@ class DecoderLayer(nn.Module):
         self.post_mlp_layernorm = RMSNorm(size, epsilon) if config.sandwich_norm else nn.Identity()
         self.dropout = config.dropout
 
-    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
-        """hidden: float[num_tokens, hidden_size]; rotary: as `rotary_tables` returns. Returns hidden's shape."""
-        added = self.post_self_attn_layernorm(self.self_attn(self.input_layernorm(hidden), rotary, attention))
+    def forward(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], attention: Attention, places: Tensor | None = None
+    ) -> Tensor:
+        """As `SelfAttention.forward`, with the feed-forward block and both residual additions."""
+        added = self.self_attn(self.input_layernorm(hidden), rotary, attention, places)
+        added = self.post_self_attn_layernorm(added)
+        if places is not None:
+            hidden = hidden.index_select(0, places)
         hidden = hidden + F.dropout(added, self.dropout, self.training)
         added = self.post_mlp_layernorm(self.mlp(self.post_attention_layernorm(hidden)))
         return hidden + F.dropout(added, self.dropout, self.training)
@@ -180,8 +217,26 @@ class Decoder(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 
 
+class InputPrefix(Protocol):
+    """Learnt vectors before each sequence, which a fine-tuned soft prompt is (see `models/adapters.py`)."""
+
+    def __call__(self, hidden: Tensor, attention: Attention) -> tuple[Tensor, Attention, Tensor]:
+        """hidden: float[num_tokens, hidden_size], the embedded tokens.
+
+        Returns them with the vectors between, an attention for all of these, and int64[num_tokens]: where each token
+        is now.
+        """
+        ...
+
+
 class GlmForCausalLM(nn.Module):
-    """`GlmForCausalLM`, `Glm4ForCausalLM` and `Glm4MoeForCausalLM`, chosen by `config.architecture`."""
+    """`GlmForCausalLM`, `Glm4ForCausalLM` and `Glm4MoeForCausalLM`, chosen by `config.architecture`.
+
+    prefix: vectors that go before each sequence, None for a model of its own. activation_checkpointing: in training,
+    compute each layer again for its gradient instead of keeping what it computed.
+    """
+
+    prefix: InputPrefix | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -190,14 +245,28 @@ class GlmForCausalLM(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.prefix = None
+        self.activation_checkpointing = False
 
-    def forward(self, token_ids: Tensor, attention: Attention) -> Tensor:
-        """token_ids: int64[num_tokens]. Returns the last hidden state, float[num_tokens, hidden_size]."""
+    def forward(self, token_ids: Tensor, attention: Attention, places: Tensor | None = None) -> Tensor:
+        """token_ids: int64[num_tokens]. places: int64[n], the tokens whose result is wanted; None for all.
+
+        What only other tokens need of the last layer is not computed.
+        Returns the last hidden state, float[n, hidden_size].
+        """
         hidden = self.model.embed_tokens(token_ids)
+        if self.prefix is not None:
+            hidden, attention, moved = self.prefix(hidden, attention)
+            places = moved if places is None else moved[places]
         hidden = F.dropout(hidden, self.config.dropout, self.training)
         rotary = rotary_tables(attention.positions, getattr(attention, "lengths", None), self.config)
-        for layer in self.model.decoder_layers():
-            hidden = layer(hidden, rotary, attention)
+        layers = self.model.decoder_layers()
+        for layer in layers:
+            wanted = places if layer is layers[-1] else None
+            if self.activation_checkpointing and self.training:
+                hidden = checkpoint(layer, hidden, rotary, attention, wanted, use_reentrant=False)
+            else:
+                hidden = layer(hidden, rotary, attention, wanted)
         return self.model.norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -210,22 +279,8 @@ class GlmForCausalLM(nn.Module):
         for layer in self.model.decoder_layers():
             layer.dropout = dropout
 
-    @torch.no_grad()
-    def initialize(self, generator: torch.Generator) -> None:
-        """Fill all weights for training from nothing.
-
-        Embeddings are normal with deviation 0.02 (they are the output matrix too when tied); matrices are normal
-        with deviation 1 / sqrt(inputs), the two that write to the residual divided by sqrt(2 x layers) so that its
-        variance does not grow with depth (Radford et al. 2019); norms are one, biases zero.
-        """
-        residual_scale = 1.0 / math.sqrt(2 * self.config.num_hidden_layers)
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif parameter.dim() == 1:
-                parameter.fill_(1.0)
-            elif name.startswith(("model.embed_tokens", "lm_head")):
-                parameter.normal_(0.0, 0.02, generator=generator)
-            else:
-                scale = residual_scale if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-                parameter.normal_(0.0, scale / math.sqrt(parameter.shape[1]), generator=generator)
+    def initialize(
+        self, generator: torch.Generator, scheme: str = "scaled_normal", *, output_gain: float = 1.0
+    ) -> None:
+        """Fill all weights for training from nothing, as `models/initialization.py` says."""
+        initialize(self, self.config.num_hidden_layers, generator, scheme, output_gain=output_gain)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.rotary import rotary_frequencies
+from open_autoglm.models.training_functions import can_use, rotate_pairs
 
 
 def rotary_tables(positions: Tensor, lengths: Tensor | None, config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -50,6 +51,8 @@ def rotate(heads: Tensor, cosines: Tensor, sines: Tensor, *, interleaved: bool) 
     heads: float[num_tokens, heads, head_dim]. interleaved: neighbours are pairs, as Glm has them; otherwise number i
     goes with number i + rotary_dim / 2.
     """
+    if interleaved and can_use(heads):
+        return rotate_pairs(heads, cosines, sines)
     half = cosines.shape[-1]
     rotary_dim = 2 * half
     if interleaved:

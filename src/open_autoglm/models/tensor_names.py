@@ -13,6 +13,8 @@ from open_autoglm.models.config import ModelConfig
 _LAYER: Final = re.compile(r"(?:model|transformer\.encoder)\.layers\.(\d+)\.")
 _EXPERT: Final = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj")
 _CHATGLM_MARK: Final = "transformer.encoder."
+CHATGLM_NORM: Final = "transformer.encoder.final_layernorm.weight"
+"""The tensor by which the layout of ChatGLM repositories is known."""
 
 _CHATGLM_MODULES: Final = {
     "model.embed_tokens": "transformer.embedding.word_embeddings",
@@ -103,7 +105,7 @@ def place_of(module: str, config: ModelConfig, stored: Collection[str]) -> Place
         size = config.moe_intermediate_size
         rows = {"gate": slice(0, size), "up": slice(size, 2 * size), "down": None}[expert[3]]
         return Place(fused, rows, int(expert[2]))
-    if "transformer.encoder.final_layernorm.weight" not in stored:
+    if CHATGLM_NORM not in stored:
         return Place(module)
     if module in _CHATGLM_MODULES:
         return Place(_CHATGLM_MODULES[module])

@@ -75,9 +75,10 @@ class RayExecutor:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise ConfigurationError(f"--executor ray: there is no Ray cluster at {address}: {error}") from None
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        mailbox: Any = ray.remote(num_cpus=0, max_concurrency=1000)(_Mailbox)
+        remote: Any = ray.remote
+        mailbox = remote(num_cpus=0, max_concurrency=1000)(_Mailbox)
         self._mailbox = mailbox.options(scheduling_strategy=here).remote()
-        self._task: Any = ray.remote(num_cpus=threads, max_retries=0)(_run)
+        self._task = remote(num_cpus=threads, max_retries=0)(_run)
         self._open: dict[Any, tuple[TrialOrder, int]] = {}
 
     @property

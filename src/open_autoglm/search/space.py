@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from open_autoglm.errors import CheckpointError, ConfigurationError
+from open_autoglm.models.adapter_settings import AdapterSettings
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.search.parameters import (
     Categorical,
@@ -69,7 +70,7 @@ ADAPTERS: Final[dict[str, tuple[Parameter, ...]]] = {
     ),
     "soft_prompt": (categorical("adapter_prompt_length", (8, 16, 32, 64)),),
 }
-"""What more there is to choose for a kind of adapter; `qlora` has what `lora` has."""
+"""What more there is to choose for a kind of adapter whose settings are the usual ones; `qlora` has what `lora` has."""
 
 _ADAPTER_LEARNING_RATE: Final = log_uniform("learning_rate", 2e-5, 2e-3)
 _AUGMENTATION: Final = uniform("augmentation", 0.0, 0.9, step=0.1)
@@ -106,10 +107,7 @@ _ADAPTER_DEFAULTS: Final[dict[str, Value]] = {
     "adapter_prompt_length": 16,
 }
 
-_TARGETS: Final[dict[Value, tuple[str, ...]]] = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "all": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
-}
+_TARGETS: Final[dict[Value, tuple[str, ...]]] = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "all": ("all",)}
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ class SearchSpace:
     def _settings(self, chosen: Mapping[str, Value]) -> TrainingSettings:
         known = {item.name for item in dataclasses.fields(TrainingSettings)}
         changes: dict[str, Any] = {name: value for name, value in chosen.items() if name in known}
-        adapter: Any = getattr(self.training, "adapter", None)
+        adapter = self.training.adapter
         if adapter is not None:
             parts: dict[str, Any] = {
                 name.removeprefix(_ADAPTER): value for name, value in chosen.items() if name.startswith(_ADAPTER)
@@ -334,9 +332,12 @@ def _parameters(
     augmentation: tuple[Parameter, ...] = (_AUGMENTATION,) if kind is TaskKind.EXTRACTION else ()
     if base is None:
         return (*ARCHITECTURE, *OPTIMISATION, *augmentation), DEFAULTS
-    adapter: Any = getattr(training, "adapter", None)
+    adapter = training.adapter
     if adapter is None:
         return (*FINE_TUNING, *augmentation), _BASE_DEFAULTS
+    if adapter != AdapterSettings(kind=adapter.kind):  # the user said how it shall be
+        rest = tuple(parameter for parameter in FINE_TUNING if parameter.name != "learning_rate")
+        return (_ADAPTER_LEARNING_RATE, *rest, *augmentation), _ADAPTER_DEFAULTS
     own = ADAPTERS["soft_prompt" if adapter.kind == "soft_prompt" else "lora"]
     rest = tuple(parameter for parameter in FINE_TUNING if parameter.name != "learning_rate")
     return (_ADAPTER_LEARNING_RATE, *own, *rest, *augmentation), _ADAPTER_DEFAULTS

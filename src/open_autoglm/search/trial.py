@@ -89,7 +89,7 @@ class TrialOrder:
     @property
     def candidate(self) -> Candidate:
         """The candidate again."""
-        return Candidate(ModelConfig.from_dict(self.config), read_settings(self.settings))
+        return Candidate(ModelConfig.from_dict(self.config), TrainingSettings.from_dict(self.settings))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `TrialOrder(**values)` reads it back."""
@@ -236,9 +236,3 @@ def value_of(loss: float, score: float | None, examples: int, *, higher_is_bette
         return loss if math.isfinite(loss) else FAILED_VALUE
     noise = 0.5 / math.sqrt(max(1, examples))
     return (1 - score) + noise * squashed
-
-
-def read_settings(values: dict[str, Any]) -> TrainingSettings:
-    """Settings as `TrainingSettings.to_dict` wrote them."""
-    reader = getattr(TrainingSettings, "from_dict", None)
-    return TrainingSettings(**values) if reader is None else reader(values)

@@ -37,3 +37,16 @@ def plan_epoch(lengths: np.ndarray, tokens_per_batch: int, *, seed: int, epoch: 
         cuts = np.unique(np.minimum(ends + 1, len(chosen)))
         batches.extend(part for part in np.split(chosen, cuts) if len(part))
     return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def split_batch(lengths: np.ndarray, chosen: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Cut a batch into at most `parts` parts of about as many tokens, in order; each has an example.
+
+    lengths: int64[num_examples], tokens of all examples. chosen: int64[k], those of the batch.
+    """
+    if parts <= 1 or len(chosen) <= 1:
+        return [chosen]
+    filled = np.cumsum(lengths[chosen])
+    ends = filled[-1] * np.arange(1, parts) / parts
+    cuts = np.unique(np.searchsorted(filled, ends) + 1)
+    return [part for part in np.split(chosen, cuts) if len(part)]

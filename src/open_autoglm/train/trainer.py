@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: packed batches, bf16 where the processor has it, AdamW, exact resume after a kill."""
+"""The training loop: packed batches, exact resume after a kill, and a way back when the loss diverges."""
 
 from __future__ import annotations
 
@@ -8,20 +8,44 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from open_autoglm.data import TokenizedExamples
 from open_autoglm.errors import TrainingError
-from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
-from open_autoglm.train.batches import plan_epoch
+from open_autoglm.models.glm import GlmForCausalLM
+from open_autoglm.train.averaging import WeightAverage
+from open_autoglm.train.batches import plan_epoch, split_batch
 from open_autoglm.train.checkpoint import Progress, load_checkpoint, save_checkpoint
-from open_autoglm.train.settings import TrainingSettings, learning_rate_at
+from open_autoglm.train.curves import CurveWriter
+from open_autoglm.train.divergence import MOST_RESTARTS, DivergenceWatch, explain_bad_batch
+from open_autoglm.train.loss import (
+    answer_loss,
+    batch_loss,
+    bf16_is_fast,
+    lay_out_batch,
+    validation_loss,
+    wants_autocast,
+)
+from open_autoglm.train.optimizers import Optimizer
+from open_autoglm.train.schedules import learning_rate_at
+from open_autoglm.train.settings import TrainingSettings
+
+__all__ = [
+    "ExampleSource",
+    "FixedExamples",
+    "ProgressCallback",
+    "Schedule",
+    "Trainer",
+    "answer_loss",
+    "bf16_is_fast",
+    "validation_loss",
+]
 
 _STEP_SEED_STRIDE: Final = 1_000_003
+_LOG_EVERY: Final = 10
 
 
 class ExampleSource(Protocol):
@@ -58,14 +82,30 @@ class Schedule:
     checkpoint_every: int = 0
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What one step found. loss: in nats per token, without smoothing's share taken off. tokens: non-padding."""
+
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
+
+
+class _DivergedError(Exception):
+    """Leaves the loop when a step must not be taken."""
+
+
 ProgressCallback = Callable[[Progress, float], None]
 
 
 class Trainer:
-    """Trains one model in one folder.
+    """Trains one model in one folder: all weights that require a gradient.
 
     folder: `checkpoint.safetensors` is written there, and read when it exists: the run then goes on as if it had
-    never stopped, since the order of samples and the dropout masks depend on seed, epoch and step alone.
+    never stopped, since the order of samples and the dropout masks depend on seed, epoch and step alone. The weights
+    with the lowest validation loss are in `best.safetensors`, the curves in `curve.jsonl`.
+    events: write TensorBoard's event files too.
     """
 
     def __init__(
@@ -75,68 +115,123 @@ class Trainer:
         source: ExampleSource,
         valid: TokenizedExamples,
         folder: Path,
+        *,
+        events: bool = False,
     ) -> None:
         self.model, self.settings, self.source, self.valid, self.folder = model, settings, source, valid, folder
         self.checkpoint_path = folder / "checkpoint.safetensors"
         self.best_path = folder / "best.safetensors"
-        matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-        vectors = [parameter for parameter in model.parameters() if parameter.dim() == 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": settings.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            fused=True,
-        )
+        self.optimizer = Optimizer(model, settings)
+        self.average = WeightAverage(model, settings.ema_decay) if settings.ema_decay > 0 else None
         self.progress = Progress()
         self._current: tuple[int, TokenizedExamples, list[np.ndarray]] | None = None
-        self._last_loss = math.nan
+        self._last: _Step | None = None
         self._device = next(model.parameters()).device
-        self._autocast = bf16_is_fast(self._device)
+        self._autocast = wants_autocast(settings.precision, self._device)
+        model.activation_checkpointing = settings.activation_checkpointing
+        if settings.compile:
+            for layer in model.model.decoder_layers():
+                layer.mlp.compile(dynamic=True)
         if self.checkpoint_path.exists():
-            self.progress = load_checkpoint(self.checkpoint_path, model, self.optimizer)
+            self.progress = self._load()
+        self.curves = CurveWriter(folder, self.progress.step, events=events)
 
     def run(self, schedule: Schedule, on_step: ProgressCallback | None = None, *, until: int | None = None) -> Progress:
         """Train up to step `until` (the schedule's end if not given), then evaluate and write a checkpoint.
 
         In between, evaluations and checkpoints are made as the schedule says. on_step: called after each step with
-        the progress and the step's loss.
-        Raises TrainingError when the loss is not a finite number, StorageError when a checkpoint cannot be written.
+        the progress and the step's loss. When the loss is no number or rises far above what it was, the run goes back
+        to the last checkpoint with half the learning rate; `progress.restarts` says so.
+        Raises TrainingError when that does not help either, StorageError when a checkpoint cannot be written.
         """
-        progress = self.progress
         target = schedule.total_steps if until is None else min(until, schedule.total_steps)
-        while progress.step < target:
-            self._advance(_next_stop(progress.step, target, schedule), schedule, on_step)
-            if progress.step == target or _due(progress.step, schedule.evaluate_every):
-                self._evaluate()
-            if progress.step == target or _due(progress.step, schedule.checkpoint_every):
+        if self.progress.step < target and not self.checkpoint_path.exists():
+            self.save()  # a place to go back to
+        while self.progress.step < target:
+            try:
+                self._advance(_next_stop(self.progress.step, target, schedule), schedule, on_step, write=True)
+                watch = DivergenceWatch(self.progress)
+                if self.progress.step == target and watch.high_losses > 1:
+                    raise _DivergedError(watch.rise)
+                if self.progress.step == target or _due(self.progress.step, schedule.evaluate_every):
+                    self._evaluate()
+            except _DivergedError as divergence:
+                self._go_back(str(divergence))
+                continue
+            due = _due(self.progress.step, schedule.checkpoint_every) and not watch.high_losses
+            if self.progress.step == target or due:
                 self.save()
+        self.curves.flush()
         self.model.eval()
-        return progress
+        return self.progress
 
     def run_steps(self, count: int, on_step: ProgressCallback | None = None) -> None:
-        """Train for `count` steps and write nothing, to measure speed."""
+        """Train for `count` steps and write nothing, to measure speed. Raises TrainingError when the loss diverges."""
         end = self.progress.step + count
-        self._advance(end, Schedule(total_steps=end), on_step)
+        try:
+            self._advance(end, Schedule(total_steps=end), on_step, write=False)
+        except _DivergedError as divergence:
+            raise TrainingError(
+                f"{divergence} at step {self.progress.step + 1}; lower the learning rate, or look for extreme values "
+                "in the base checkpoint"
+            ) from None
 
-    def _advance(self, end: int, schedule: Schedule, on_step: ProgressCallback | None) -> None:
+    def save(self) -> None:
+        """Write the checkpoint now. Raises StorageError when the disk refuses."""
+        self.curves.flush()
+        save_checkpoint(self.checkpoint_path, self.model, self.progress, optimizer=self.optimizer, average=self.average)
+
+    def load_best(self) -> bool:
+        """Put the weights with the lowest validation loss so far into the model; False if there are none."""
+        if not self.best_path.exists():
+            return False
+        load_checkpoint(self.best_path, self.model)
+        self.model.eval()
+        return True
+
+    def load_last(self, *, averaged: bool = False) -> None:
+        """Put the weights of the last checkpoint into the model, or their moving average.
+
+        Raises CheckpointError when there is no checkpoint, or no average in it.
+        """
+        self.progress = self._load()
+        if averaged and self.average is not None:
+            self.average.copy_to_model()
+        self.model.eval()
+
+    def record(self, values: dict[str, float]) -> None:
+        """Write numbers that were found outside, such as the task's metric, to the curves at the current step."""
+        self.curves.write(self.progress.step, values)
+        self.curves.flush()
+
+    def _load(self) -> Progress:
+        return load_checkpoint(self.checkpoint_path, self.model, optimizer=self.optimizer, average=self.average)
+
+    def _advance(self, end: int, schedule: Schedule, on_step: ProgressCallback | None, *, write: bool) -> None:
         progress = self.progress
+        watch = DivergenceWatch(progress)
         started, before = time.monotonic(), progress.seconds
+        mark = (progress.seconds, progress.tokens)
         self.model.train()
         while progress.step < end:
             examples, plan = self._epoch()
             if progress.batch >= len(plan):
                 progress.epoch, progress.batch = progress.epoch + 1, 0
                 continue
-            self._last_loss, tokens = self._step(examples, plan[progress.batch], schedule)
+            self._last = step = self._step(examples, plan[progress.batch], schedule, watch)
+            if self.average is not None:
+                self.average.update(progress.step)
             progress.step += 1
             progress.batch += 1
-            progress.tokens += tokens
+            progress.tokens += step.tokens
             progress.seconds = before + time.monotonic() - started
+            if write and (progress.step % _LOG_EVERY == 0 or progress.step == end):
+                seconds, tokens = progress.seconds - mark[0], progress.tokens - mark[1]
+                mark = (progress.seconds, progress.tokens)
+                values = {"loss": step.loss, "learning_rate": step.learning_rate, "gradient_norm": step.gradient_norm}
+                self.curves.write(progress.step, {**values, "tokens_per_second": tokens / max(seconds, 1e-9)})
             if on_step is not None:
-                on_step(progress, self._last_loss)
+                on_step(progress, step.loss)
 
     def _epoch(self) -> tuple[TokenizedExamples, list[np.ndarray]]:
         """The examples and batches of the current epoch, made once."""
@@ -148,47 +243,80 @@ class Trainer:
             self._current = (self.progress.epoch, examples, plan)
         return self._current[1], self._current[2]
 
-    def save(self) -> None:
-        """Write the checkpoint now. Raises StorageError when the disk refuses."""
-        save_checkpoint(self.checkpoint_path, self.model, self.optimizer, self.progress)
-
-    def load_best(self) -> bool:
-        """Put the weights with the lowest validation loss so far into the model; False if there are none."""
-        if not self.best_path.exists():
-            return False
-        load_checkpoint(self.best_path, self.model, None)
-        self.model.eval()
-        return True
-
-    def _step(self, examples: TokenizedExamples, chosen: np.ndarray, schedule: Schedule) -> tuple[float, int]:
-        rate = learning_rate_at(
+    def _step(
+        self, examples: TokenizedExamples, chosen: np.ndarray, schedule: Schedule, watch: DivergenceWatch
+    ) -> _Step:
+        """One step, or _DivergedError before any weight is changed by it."""
+        settings = self.settings
+        rate = self.progress.rate_scale * learning_rate_at(
             self.progress.step,
-            peak=self.settings.learning_rate,
-            warmup_steps=self.settings.warmup_steps,
+            peak=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
             decay_from=schedule.decay_from,
             total_steps=schedule.total_steps,
+            schedule=settings.schedule,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(self.settings.seed * _STEP_SEED_STRIDE + self.progress.step)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            total, count, tokens = answer_loss(self.model, examples, chosen)
-        loss = total / max(1, count)
-        value = float(loss.detach())
-        if not math.isfinite(value):
+        torch.manual_seed(settings.seed * _STEP_SEED_STRIDE + self.progress.step)
+        batches = [
+            lay_out_batch(examples, part, self._device, prompt_weight=settings.prompt_loss_weight)
+            for part in split_batch(examples.lengths, chosen, settings.accumulation_steps)
+        ]
+        weight = max(sum(batch.weight for batch in batches), 1e-9)
+        value = 0.0
+        for batch in batches:
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+                loss = batch_loss(self.model, batch, label_smoothing=settings.label_smoothing) / weight
+            loss.backward()
+            value += float(loss.detach())
+        norm = float(torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, settings.gradient_clip))
+        if (trouble := watch.see(value, norm)) is not None:
+            raise _DivergedError(trouble)
+        self.optimizer.step(rate)
+        self.optimizer.zero_grad()
+        return _Step(value, norm, rate, sum(len(batch.token_ids) for batch in batches))
+
+    def _go_back(self, reason: str) -> None:
+        """Return to the last checkpoint with half the learning rate. Raises TrainingError when that is no use."""
+        failed, examples_and_plan = self.progress, self._epoch()
+        self.optimizer.zero_grad()
+        self.progress = progress = self._load()
+        examples, plan = examples_and_plan
+        where = f"step {failed.step + 1}"
+        if failed.batch < len(plan):
+            fault = explain_bad_batch(self.model, examples, plan[failed.batch])
+            if fault is not None:
+                raise TrainingError(f"{reason} at {where} whatever the learning rate: {fault}")
+        if len(failed.restarts) >= MOST_RESTARTS:
             raise TrainingError(
-                f"the loss became {value} at step {self.progress.step + 1} with learning rate {rate:.2g}; "
-                "the data may hold extreme values, or the learning rate is too high"
+                f"{reason} at {where}, after the learning rate had been halved {MOST_RESTARTS} times from "
+                f"{self.settings.learning_rate:.2g}; give a lower learning rate, or a longer warm-up"
             )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return value, tokens
+        progress.seconds = failed.seconds
+        progress.rate_scale = failed.rate_scale / 2
+        facts: dict[str, Any] = {
+            "reason": reason,
+            "failed_step": failed.step + 1,
+            "continued_from": progress.step,
+            "rate_scale": progress.rate_scale,
+        }
+        progress.restarts = [*failed.restarts, facts]
+        self.save()
+        self.curves.go_back(progress.step)
+        self.curves.note(progress.step, "restarted", facts)
 
     def _evaluate(self) -> None:
         started = time.monotonic()
         value = validation_loss(self.model, self.valid, autocast=self._autocast)
+        row: dict[str, float] = {}
+        averaged = False
+        if self.average is not None:
+            with self.average.in_place():
+                average_value = validation_loss(self.model, self.valid, autocast=self._autocast)
+            row = {"last_valid_loss": value, "average_valid_loss": average_value}
+            averaged = average_value < value
+            value = min(value, average_value)
+        if not math.isfinite(value):
+            raise _DivergedError(f"the validation loss became {value}")
         progress = self.progress
         progress.seconds += time.monotonic() - started
         progress.curve.append(
@@ -196,13 +324,19 @@ class Trainer:
                 "step": progress.step,
                 "seconds": round(progress.seconds, 3),
                 "tokens": progress.tokens,
-                "train_loss": self._last_loss,
+                "train_loss": math.nan if self._last is None else self._last.loss,
                 "valid_loss": value,
+                **row,
             }
         )
+        self.curves.write(progress.step, {"valid_loss": value, **row})
         if progress.best_loss is None or value < progress.best_loss:
             progress.best_loss = value
-            save_checkpoint(self.best_path, self.model, None, progress)
+            if averaged and self.average is not None:
+                with self.average.in_place():
+                    save_checkpoint(self.best_path, self.model, progress)
+            else:
+                save_checkpoint(self.best_path, self.model, progress)
 
 
 def _next_stop(step: int, target: int, schedule: Schedule) -> int:
@@ -216,54 +350,3 @@ def _next_stop(step: int, target: int, schedule: Schedule) -> int:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def answer_loss(
-    model: GlmForCausalLM, examples: TokenizedExamples, chosen: np.ndarray
-) -> tuple[torch.Tensor, int, int]:
-    """Cross-entropy summed over the tokens to learn of the chosen examples, laid end to end.
-
-    The output matrix is applied only where a token is learnt. Returns the sum in nats, how many tokens it counts,
-    and how many tokens the model saw.
-    """
-    device = next(model.parameters()).device
-    token_ids, learn, lengths = examples.gather(chosen)
-    ends = np.cumsum(lengths)
-    predicts = np.zeros(len(token_ids), dtype=bool)
-    predicts[:-1] = learn[1:]
-    predicts[ends - 1] = False
-    places = np.flatnonzero(predicts)
-    ids = torch.from_numpy(token_ids.astype(np.int64)).to(device)
-    hidden = model(ids, PackedSequences(torch.from_numpy(lengths).to(device)))
-    at = torch.from_numpy(places).to(device)
-    logits = model.logits(hidden.index_select(0, at))
-    total = F.cross_entropy(logits.float(), ids[at + 1], reduction="sum")
-    return total, len(places), len(token_ids)
-
-
-@torch.inference_mode()
-def validation_loss(
-    model: GlmForCausalLM, examples: TokenizedExamples, *, autocast: bool = False, tokens_per_batch: int = 8192
-) -> float:
-    """Nats per example, which compares models whatever their tokenizers. The model's mode is left as it was."""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    total = 0.0
-    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        for batch in plan_epoch(examples.lengths, tokens_per_batch, seed=0, epoch=0):
-            summed, _, _ = answer_loss(model, examples, batch)
-            total += float(summed)
-    model.train(was_training)
-    return total / max(1, len(examples))
-
-
-def bf16_is_fast(device: torch.device) -> bool:
-    """Whether bf16 products run in hardware: on CUDA of Ampere or later, and on CPUs with AVX-512 BF16 or AMX."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    from open_autoglm.targets import cpu_features
-
-    return bool({"avx512_bf16", "amx_bf16"} & cpu_features())

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of a batch: cross-entropy of the tokens to learn, of sequences laid end to end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from open_autoglm.data import TokenizedExamples
+from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
+from open_autoglm.train.batches import plan_epoch
+
+_VALIDATION_TOKENS: Final = 8192
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Whole sequences laid end to end.
+
+    token_ids: int64[total]. lengths: int64[k]. places: int64[n], the tokens after which a token counts.
+    weights: float32[n], what each of these counts; None when each counts one.
+    """
+
+    token_ids: Tensor
+    lengths: Tensor
+    places: Tensor
+    weights: Tensor | None
+
+    @cached_property
+    def weight(self) -> float:
+        """What all tokens to learn count together."""
+        return float(len(self.places)) if self.weights is None else float(self.weights.sum())
+
+
+def lay_out_batch(
+    examples: TokenizedExamples,
+    chosen: np.ndarray,
+    device: torch.device,
+    *,
+    prompt_weight: float = 0.0,
+) -> TrainingBatch:
+    """The chosen examples as a batch.
+
+    chosen: int64[k], indices. prompt_weight: what a token counts that is not to learn, beside one that is; the first
+    token of a sequence never counts, for nothing comes before it.
+    """
+    token_ids, learn, lengths = examples.gather(chosen)
+    follows = np.ones(len(token_ids), dtype=bool)
+    follows[np.cumsum(lengths) - 1] = False
+    counts = np.zeros(len(token_ids), dtype=bool)
+    counts[:-1] = learn[1:]
+    places = np.flatnonzero(follows & counts if prompt_weight == 0 else follows)
+    weights = None
+    if prompt_weight > 0:
+        weights = torch.from_numpy(np.where(counts[places], 1.0, prompt_weight).astype(np.float32)).to(device)
+    return TrainingBatch(
+        torch.from_numpy(token_ids.astype(np.int64)).to(device),
+        torch.from_numpy(lengths).to(device),
+        torch.from_numpy(places).to(device),
+        weights,
+    )
+
+
+def batch_loss(model: GlmForCausalLM, batch: TrainingBatch, *, label_smoothing: float = 0.0) -> Tensor:
+    """The weighted sum of the cross-entropy, in nats, a scalar in float32.
+
+    The output matrix is applied only where a token is learnt, and so is the last layer's feed-forward block.
+    """
+    hidden = model(batch.token_ids, PackedSequences(batch.lengths), batch.places)
+    logits = model.logits(hidden).float()
+    targets = batch.token_ids[batch.places + 1]
+    if batch.weights is None:
+        return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+    losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+    return losses.dot(batch.weights)
+
+
+def answer_loss(model: GlmForCausalLM, examples: TokenizedExamples, chosen: np.ndarray) -> tuple[Tensor, int, int]:
+    """Cross-entropy summed over the tokens to learn of the chosen examples, each of which counts one.
+
+    Returns the sum in nats, how many tokens it counts, and how many tokens the model saw.
+    """
+    batch = lay_out_batch(examples, chosen, next(model.parameters()).device)
+    return batch_loss(model, batch), len(batch.places), len(batch.token_ids)
+
+
+@torch.no_grad()
+def validation_loss(
+    model: GlmForCausalLM,
+    examples: TokenizedExamples,
+    *,
+    autocast: bool = False,
+    tokens_per_batch: int = _VALIDATION_TOKENS,
+) -> float:
+    """Nats per example, which compares models whatever their tokenizers. The model's mode is left as it was."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    total = 0.0
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        for batch in plan_epoch(examples.lengths, tokens_per_batch, seed=0, epoch=0):
+            summed, _, _ = answer_loss(model, examples, batch)
+            total += float(summed)
+    model.train(was_training)
+    return total / max(1, len(examples))
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether bf16 products run in hardware: on CUDA of Ampere or later, and on CPUs with AVX-512 BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    from open_autoglm.targets import cpu_features
+
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_features())
+
+
+def wants_autocast(precision: str, device: torch.device) -> bool:
+    """Whether matrix products run in bfloat16: as `TrainingSettings.precision` says, `auto` where it is fast."""
+    return bf16_is_fast(device) if precision == "auto" else precision == "bfloat16"
