@@ -35,16 +35,16 @@ MAY_KNOW: dict[str, set[str]] = {
     "evaluate": {"bundle", "chat", "data", "engine", "metrics", "models", "progress", "train"},
     "search": {"data", "engine", "metrics", "models", "targets", "train"},
     "compress": {"chat", "data", "engine", "metrics", "models", "progress", "train"},
-    "build_pipeline": {"data", "models", "pipeline", "targets"},
+    "build_pipeline": {"data", "metrics", "models", "pipeline", "targets"},
     "build_steps": {
-        "bundle", "chat", "compress", "data", "engine", "evaluate", "models", "pipeline", "progress", "search",
-        "targets", "train",
+        "bundle", "chat", "compress", "data", "engine", "evaluate", "metrics", "models", "pipeline", "progress",
+        "search", "targets", "train",
     },
-    "__init__": {"build_pipeline", "engine", "serve"},
+    "__init__": {"build_pipeline", "engine", "metrics", "serve"},
     "__main__": {"cli"},
     "cli": {
-        "build_pipeline", "bundle", "chat", "compress", "data", "engine", "evaluate", "pipeline", "search", "serve",
-        "targets",
+        "build_pipeline", "bundle", "chat", "compress", "data", "engine", "evaluate", "metrics", "pipeline", "search",
+        "serve", "targets",
         "progress",
     },
 }  # fmt: skip

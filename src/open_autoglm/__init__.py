@@ -15,9 +15,10 @@ from open_autoglm.version import __version__
 if TYPE_CHECKING:
     from open_autoglm.build_pipeline import BuildResult, build
     from open_autoglm.engine import LLM, LightweightDecoder
+    from open_autoglm.metrics import register_metric
     from open_autoglm.serve.models.task_router import TaskRouter
 
-__all__ = ["LLM", "BuildResult", "LightweightDecoder", "TaskRouter", "__version__", "build"]
+__all__ = ["LLM", "BuildResult", "LightweightDecoder", "TaskRouter", "__version__", "build", "register_metric"]
 
 _MODULES: Final = {
     "LLM": "engine.llm",
@@ -25,6 +26,7 @@ _MODULES: Final = {
     "TaskRouter": "serve.models.task_router",
     "build": "build_pipeline",
     "BuildResult": "build_pipeline",
+    "register_metric": "metrics",
 }
 
 

@@ -16,12 +16,14 @@ from typing import Any, Final
 
 from open_autoglm.data.files import find_files, find_split_files
 from open_autoglm.errors import BudgetError, ConfigurationError, DataError
+from open_autoglm.metrics import choose_metric
 from open_autoglm.models.adapter_settings import AdapterSettings
 from open_autoglm.models.adapter_targets import find_targets
 from open_autoglm.models.weights import open_weights
 from open_autoglm.pipeline import Packet, PipelineSpecification, RetrySpecification, StageSpecification, run_pipeline
+from open_autoglm.spelling import did_you_mean
 from open_autoglm.storage import FolderLock, sha256_of_file
-from open_autoglm.targets import KNOWN_TARGETS
+from open_autoglm.targets import KNOWN_TARGETS, HardwareConstraint
 from open_autoglm.task import TaskKind
 
 STEPS: Final[dict[str, str]] = {
@@ -33,10 +35,19 @@ STEPS: Final[dict[str, str]] = {
 }
 """The five steps: each needs the one before it."""
 
+EXECUTORS: Final = ("auto", "inline", "process", "ray")
+"""Where trials run: in the search's process, in processes of their own, or on a Ray cluster."""
+
 MINIMUM_BUDGET: Final = 40.0
 DEFAULT_TOLERANCE: Final = 0.01
 _LIMIT_FACTOR: Final = 3.0
 _LIMIT_EXTRA_SECONDS: Final = 1800.0
+_LATER_SETTINGS: Final = (
+    *("mask_pii", "remove_near_duplicates", "metric", "space", "hardware_constraint", "executor", "parallel_trials"),
+    "adapter",
+)
+"""Settings that are written down only where they are given, so that a run of an older version goes on."""
+
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PLAIN_NAMES: Final = ("train", "training", "data", "dataset")
 
@@ -65,8 +76,11 @@ class BuildSettings:
 
     budget: seconds for everything. trials: how many to start; chosen from the budget if None. steps: train the
     winner for exactly so many optimiser steps and look at no clock, which makes a build repeatable. mask_pii,
-    remove_near_duplicates: as `data.prepare` has them. adapter: fine-tune by an adapter on the frozen `base`.
-    tolerance: what smaller weights may cost.
+    remove_near_duplicates: as `data.prepare` has them. metric: decides in place of the task's own, as
+    `ChosenMetric.to_dict` has it. space: a file that changes what is searched. hardware_constraint: bounds that the
+    model must keep to. executor, parallel_trials: where trials run, and how many at a time; chosen if None.
+    adapter: fine-tune by an adapter on the frozen `base`. tolerance: what smaller
+    weights may cost.
     """
 
     train: Path
@@ -83,6 +97,11 @@ class BuildSettings:
     seed: int = 0
     mask_pii: bool = False
     remove_near_duplicates: bool = False
+    metric: dict[str, Any] | None = None
+    space: Path | None = None
+    hardware_constraint: dict[str, float] = field(default_factory=dict)
+    executor: str | None = None
+    parallel_trials: int | None = None
     adapter: AdapterSettings | None = None
     tolerance: float = DEFAULT_TOLERANCE
 
@@ -90,14 +109,15 @@ class BuildSettings:
         """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
         payload = asdict(self)
         payload["adapter"] = None if self.adapter is None else self.adapter.to_dict()
-        for name in ("mask_pii", "remove_near_duplicates", "adapter"):
+        for name in _LATER_SETTINGS:
             if not payload[name]:
-                del payload[name]  # a run that was begun before there were such settings goes on
+                del payload[name]
         if self.tolerance == DEFAULT_TOLERANCE:
             del payload["tolerance"]
-        for name in ("train", "valid", "test", "base", "out"):
+        for name in ("train", "valid", "test", "base", "out", "space"):
             path = getattr(self, name)
-            payload[name] = None if path is None else str(path.resolve())
+            if name in payload:
+                payload[name] = None if path is None else str(path.resolve())
         payload["digests"] = {
             name: " ".join(sha256_of_file(file) for file in find_files(path))
             for name, path in (("train", self.train), ("valid", self.valid), ("test", self.test))
@@ -122,6 +142,11 @@ def build(
     seed: int = 0,
     mask_pii: bool = False,
     remove_near_duplicates: bool = False,
+    metric: str | None = None,
+    space: str | Path | None = None,
+    hardware_constraint: Mapping[str, float] | None = None,
+    executor: str | None = None,
+    parallel_trials: int | None = None,
     adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
     tolerance: str | float = DEFAULT_TOLERANCE,
 ) -> BuildResult:
@@ -130,8 +155,12 @@ def build(
     data: a file, or a folder with `train.*` and perhaps `valid.*` (or `dev.*`) and `test.*`. out: the run folder,
     `runs/NAME` if not given; a second call on the same folder continues there. budget: seconds, or like `15m`.
     mask_pii: train on `[EMAIL]`, `[PHONE]`, ... in place of personal data and secrets. remove_near_duplicates: take
-    near-duplicates out of the training split. adapter: `lora` or `qlora` to fine-tune the frozen `base` by an adapter,
-    which is merged in the bundle and kept in the run folder; settings of it as `AdapterSettings` or its fields.
+    near-duplicates out of the training split. metric: the name of a metric, registered or ours, `FILE.yaml` of rules or
+    `FILE.py:FUNCTION`. space: a YAML file that changes what is searched. hardware_constraint: `latency_ms`,
+    `tokens_per_s`, `memory_mb`, `size_mb`, see `targets.HardwareConstraint`. executor: `inline`, `process` or `ray`.
+    parallel_trials: at a time.
+    adapter: `lora` or `qlora` to fine-tune the frozen `base` by an adapter, which is merged in the bundle and kept in
+    the run folder; settings of it as `AdapterSettings` or its fields.
     tolerance: the share of the metric that smaller weights may cost and still be served by default, like `1%`.
     Raises an OpenAutoGLMError that says what to do: DataError, ConfigurationError, BudgetError, StorageError,
     RunLockedError, TrainingError, CheckpointError or PipelineError.
@@ -152,6 +181,11 @@ def build(
         seed=seed,
         mask_pii=mask_pii,
         remove_near_duplicates=remove_near_duplicates,
+        metric=metric,
+        space=space,
+        hardware_constraint=hardware_constraint,
+        executor=executor,
+        parallel_trials=parallel_trials,
         adapter=adapter,
         tolerance=tolerance,
     )
@@ -212,6 +246,11 @@ def check_settings(
     seed: int,
     mask_pii: bool = False,
     remove_near_duplicates: bool = False,
+    metric: str | None = None,
+    space: str | Path | None = None,
+    hardware_constraint: Mapping[str, float] | None = None,
+    executor: str | None = None,
+    parallel_trials: int | None = None,
     adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
     tolerance: str | float = DEFAULT_TOLERANCE,
 ) -> BuildSettings:
@@ -223,7 +262,8 @@ def check_settings(
             f"a budget of {seconds:g} s is too short to train anything; --budget {MINIMUM_BUDGET:.0f}s is the least "
             "that can work, and --budget 5m gives a small model a fair chance"
         )
-    for name, value, least in (("trials", trials, 1), ("steps", steps, 1), ("seed", seed, 0)):
+    counts = (("trials", trials, 1), ("steps", steps, 1), ("seed", seed, 0), ("parallel-trials", parallel_trials, 1))
+    for name, value, least in counts:
         if value is not None and value < least:
             raise ConfigurationError(f"--{name} must be at least {least}, not {value}")
     if target not in KNOWN_TARGETS:
@@ -235,6 +275,15 @@ def check_settings(
             raise DataError(f"{flag}: there is no file {path}")
     if base is not None and not Path(base).is_dir():
         raise ConfigurationError(f"--base: {base} is not a folder; give the folder of a GLM checkpoint")
+    if executor is not None and executor not in EXECUTORS:
+        raise ConfigurationError(f"unknown executor '{executor}'{did_you_mean(executor, EXECUTORS)}")
+    constraint = HardwareConstraint.of(hardware_constraint or {})
+    if constraint and base is not None:
+        raise ConfigurationError(
+            "a hardware constraint chooses the architecture, and --base has one already; leave out one of them"
+        )
+    if space is not None and not Path(space).is_file():
+        raise ConfigurationError(f"--space: there is no file {space}")
     return BuildSettings(
         train=train,
         out=Path(out) if out is not None else Path("runs") / _run_name(train),
@@ -250,6 +299,11 @@ def check_settings(
         seed=seed,
         mask_pii=mask_pii,
         remove_near_duplicates=remove_near_duplicates,
+        metric=None if metric is None else choose_metric(metric).to_dict(),
+        space=None if space is None else Path(space),
+        hardware_constraint=constraint.to_dict(),
+        executor=None if executor == "auto" else executor,
+        parallel_trials=parallel_trials,
         adapter=_check_adapter(adapter, base),
         tolerance=parse_tolerance(tolerance),
     )

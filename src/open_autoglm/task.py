@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -67,6 +67,8 @@ class Task:
     input_column, output_column: where the data came from, for people to read.
     tools: the functions that all training rows of a tool-call task offer, as OpenAI describes them, where all offer the
         same: then a request need not bring them.
+    chosen_metric, chosen_rises: the metric that the user decides by instead, and whether it rises with quality.
+    metric_rules: how it is computed, where that is a set of rules.
     """
 
     kind: TaskKind
@@ -75,16 +77,25 @@ class Task:
     input_column: str | None = None
     output_column: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    chosen_metric: str | None = None
+    chosen_rises: bool = True
+    metric_rules: dict[str, Any] | None = None
 
     @property
     def metric(self) -> str:
         """The metric that decides between models."""
-        return METRICS[self.kind]
+        return self.chosen_metric or METRICS[self.kind]
 
     @property
     def higher_is_better(self) -> bool:
         """Whether a larger metric means a better model."""
-        return self.metric != "perplexity"
+        return self.chosen_rises if self.chosen_metric else self.metric != "perplexity"
+
+    def with_metric(self, name: str, higher_is_better: bool, rules: dict[str, Any] | None = None) -> Task:
+        """The same task, decided by another metric."""
+        if name == METRICS[self.kind]:
+            return replace(self, chosen_metric=None, chosen_rises=True, metric_rules=None)
+        return replace(self, chosen_metric=name, chosen_rises=higher_is_better, metric_rules=rules)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""
@@ -96,16 +107,23 @@ class Task:
             "input_column": self.input_column,
             "output_column": self.output_column,
             **({"tools": list(self.tools)} if self.tools else {}),
+            **({"higher_is_better": self.higher_is_better} if self.chosen_metric else {}),
+            **({"metric_rules": self.metric_rules} if self.metric_rules else {}),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Task:
         """The inverse of `to_dict`."""
+        kind = TaskKind(values["kind"])
+        metric = values.get("metric") or METRICS[kind]
         return cls(
-            TaskKind(values["kind"]),
+            kind,
             tuple(values.get("labels") or ()),
             values.get("answer_schema"),
             values.get("input_column"),
             values.get("output_column"),
             tuple(values.get("tools") or ()),
+            None if metric == METRICS[kind] else metric,
+            bool(values.get("higher_is_better", True)),
+            values.get("metric_rules"),
         )

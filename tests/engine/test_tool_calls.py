@@ -232,11 +232,11 @@ def test_good_schemas_are_taken(llm: LLM) -> None:
 
 def test_calls_are_scored(llm: LLM, bundle: Path, tmp_path: Path) -> None:
     scores, rows = evaluate_calls(llm, EXAMPLES, max_tokens=100)
-    assert scores == {"call_match": 1.0, "call_names": 1.0, "call_decision": 1.0, "call_parse_rate": 1.0}
+    assert values_of(scores) == {"call_match": 1.0, "call_names": 1.0, "call_decision": 1.0, "call_parse_rate": 1.0}
     assert [row["answer"] == row["reference"] for row in rows] == [True] * 5
     wrong = [replace(EXAMPLES[0], messages=(DIALOGUES[0][0], DIALOGUES[1][1])), EXAMPLES[2]]
     scores, _ = evaluate_calls(llm, wrong, max_tokens=100)
-    assert scores == {"call_match": 0.0, "call_names": 0.0, "call_decision": 1.0, "call_parse_rate": 1.0}
+    assert values_of(scores) == {"call_match": 0.0, "call_names": 0.0, "call_decision": 1.0, "call_parse_rate": 1.0}
     file, answers = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
     lines = [{"messages": [m.to_dict() for m in e.messages], "tools": list(e.tools)} for e in EXAMPLES]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from open_autoglm.build_steps.workspace import optional_path, say, with_result
+from open_autoglm.build_steps.workspace import optional_path, say, since_process_start, with_result
 from open_autoglm.bundle.huggingface import read_tokenizer
 from open_autoglm.chat.template import CONTROL_TOKENS
 from open_autoglm.data import encode_examples, prepare, train_tokenizer, write_reports
@@ -23,7 +23,7 @@ _MAX_LENGTH: Final = 1024
 
 def read_data(packet: Packet, context: StageContext) -> Packet:
     """Step 1: files -> examples, task, report, tokenizer and tokens, in `data/`."""
-    started = time.monotonic()
+    started = time.monotonic() - since_process_start()
     settings = packet.payload["settings"]
     folder = context.folder / "data"
     prepared = prepare(

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from open_autoglm.build_steps.workspace import (
     SCORE_EXAMPLES,
-    STEP_START_SECONDS,
     Workspace,
     say,
+    since_process_start,
     use_threads,
     with_result,
 )
@@ -22,7 +22,7 @@ from open_autoglm.models.checkpoint import save_model
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.progress import ProgressBar
-from open_autoglm.search.plan import Plan, reserve_seconds
+from open_autoglm.search.plan import Plan
 from open_autoglm.search.space import Candidate
 from open_autoglm.storage import read_json, replacing, write_json
 from open_autoglm.train.curves import CURVE_FILE
@@ -35,11 +35,11 @@ _LEAST_STEPS: Final = 20
 
 def train_winner(packet: Packet, context: StageContext) -> Packet:
     """Step 3: the winner goes on to the end of the budget while its learning rate falls, in `train/`."""
-    started = time.monotonic()
+    started = time.monotonic() - since_process_start()
     work = Workspace(packet, context)
     found = packet.payload["search"]
     candidate = Candidate(ModelConfig.from_dict(found["config"]), TrainingSettings.from_dict(found["training"]))
-    plan = Plan(**found["plan"])
+    plan = Plan.from_dict(found["plan"])
     use_threads(plan.threads)
     folder = context.folder / "train"
     _take_over(context.folder / found["folder"], folder)
@@ -67,6 +67,7 @@ def train_winner(packet: Packet, context: StageContext) -> Packet:
         "checkpoint": chosen,
         "metrics": score.metrics,
         "value": score.value,
+        "interval": score.interval,
         "curve": trainer.progress.curve,
         "restarts": trainer.progress.restarts,
         "adapter": None if adapter is None else adapter.to_dict(),
@@ -108,9 +109,9 @@ def _seconds_for_training(packet: Packet, spent: float) -> float:
     """What the budget has left once all before and after it is taken off, but at least a third of the plan's figure."""
     payload = packet.payload
     budget = float(payload["settings"]["budget"])
-    before = payload["data"]["seconds"] + payload["search"]["seconds"] + spent + STEP_START_SECONDS * 3
+    before = payload["data"]["seconds"] + payload["search"]["seconds"] + spent
     planned = float(payload["search"]["plan"]["train_seconds"])
-    return max(planned / 3, budget - before - reserve_seconds(budget))
+    return max(planned / 3, budget - before - float(payload["search"]["finish_seconds"]))
 
 
 def _run_to_the_end(

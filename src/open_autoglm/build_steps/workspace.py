@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +16,25 @@ from tokenizers import Tokenizer
 
 from open_autoglm.chat.template import END_OF_TEXT, stop_token_ids
 from open_autoglm.data import Example, PreparedData, TokenizedExamples, encode_examples, values_by_key
-from open_autoglm.engine import LLM
-from open_autoglm.evaluate import Evaluation, evaluate_answers, evaluate_calls, evaluate_perplexity
+from open_autoglm.evaluate import (
+    Evaluation,
+    engine_of,
+    evaluate_answers,
+    evaluate_calls,
+    evaluate_perplexity,
+    measure_latency,
+    with_metric,
+)
+from open_autoglm.metrics import ChosenMetric
 from open_autoglm.models.adapter_settings import AdapterSettings
 from open_autoglm.models.adapters import attach_adapter
 from open_autoglm.models.checkpoint import load_config, load_model
 from open_autoglm.models.glm import GlmForCausalLM
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.progress import ProgressBar
-from open_autoglm.search.space import Candidate, SearchSpace
-from open_autoglm.task import TaskKind
+from open_autoglm.search.space import Candidate, Frame, SearchSpace, default_space
+from open_autoglm.search.space_file import apply_space_file
+from open_autoglm.task import METRICS, Task, TaskKind
 from open_autoglm.train.augmented import AugmentedExamples
 from open_autoglm.train.optimizers import output_gain
 from open_autoglm.train.settings import TrainingSettings
@@ -33,45 +43,65 @@ from open_autoglm.train.trainer import ExampleSource, FixedExamples
 _MIN_CONTEXT: Final = 512
 _VOCABULARY_MULTIPLE: Final = 32
 _RUNG_EXAMPLES: Final = 256
+_TIMED_EXAMPLES: Final = 9
 SCORE_EXAMPLES: Final = 1000
 """Validation examples that decide between finished models."""
-
-STEP_START_SECONDS: Final = 4.0
-"""What it takes until a step's process has loaded its libraries, which no step can measure of itself."""
 
 
 class Workspace:
     """What every step after the first needs of the run: data, tokens, tokenizer, and how to score a model."""
 
     def __init__(self, packet: Packet, context: StageContext) -> None:
-        folder = context.folder / "data"
-        self.settings = packet.payload["settings"]
-        self.summary = packet.payload["data"]
+        self._open(context.folder, packet.payload)
+
+    @classmethod
+    def at(cls, folder: Path, payload: Mapping[str, Any]) -> Workspace:
+        """The workspace of a run folder, for processes that a step starts. payload: of the step's packet."""
+        self = cls.__new__(cls)
+        self._open(folder, payload)
+        return self
+
+    def _open(self, run_folder: Path, payload: Mapping[str, Any]) -> None:
+        folder = run_folder / "data"
+        self.folder = run_folder
+        self.settings = payload["settings"]
+        self.summary = payload["data"]
+        self.metric = _metric_of(self.settings)
         self.prepared = PreparedData.load(folder)
+        if self.metric is not None:
+            self.prepared = replace(self.prepared, task=with_metric(self.prepared.task, self.metric))
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.train = TokenizedExamples.load(folder / "train.tokens")
         self.mean_length = float(self.train.lengths.mean())
         self.rung_valid = encode_examples(
             self.prepared.valid[:_RUNG_EXAMPLES],
             self.tokenizer,
-            self.prepared.task,
+            self.task,
             max_length=self.summary["max_length"],
         )
         self.base = optional_path(self.settings["base"])
 
-    def space(self) -> SearchSpace:
-        """What may be searched here."""
+    @property
+    def task(self) -> Task:
+        """What the data asks of a model, decided by the metric that the user chose."""
+        return self.prepared.task
+
+    def space(self, kept: Path | None = None) -> SearchSpace:
+        """What may be searched here. kept: the file in which a search that was begun wrote its space down."""
         size = self.tokenizer.get_vocab_size()
-        context = max(_MIN_CONTEXT, _power_of_two(2 * self.summary["longest"]))
-        return SearchSpace(
-            task=self.prepared.task,
+        frame = Frame(
             vocab_size=-(-size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
-            max_position_embeddings=context,
+            max_position_embeddings=max(_MIN_CONTEXT, _power_of_two(2 * self.summary["longest"])),
             eos_token_ids=stop_token_ids(self.tokenizer),
             pad_token_id=self.tokenizer.token_to_id(END_OF_TEXT) or 0,
-            seed=self.settings["seed"],
-            base=load_config(self.base) if self.base is not None else None,
         )
+        base = load_config(self.base) if self.base is not None else None
+        asked_adapter = self.settings.get("adapter")
+        training = TrainingSettings(adapter=None if asked_adapter is None else AdapterSettings.from_dict(asked_adapter))
+        space = default_space(self.task.kind, frame, seed=self.settings["seed"], base=base, training=training)
+        asked = optional_path(self.settings.get("space"))
+        file = kept if kept is not None and kept.exists() else asked
+        return space if file is None else apply_space_file(space, file)
 
     def make_model(self, candidate: Candidate) -> GlmForCausalLM:
         """A model to train: from nothing, or the base checkpoint, with an adapter where one was asked for."""
@@ -104,41 +134,84 @@ class Workspace:
         return AugmentedExamples(
             self.prepared.train,
             values_by_key(self.prepared.train),
-            self.prepared.task,
+            self.task,
             self.tokenizer,
             settings.augmentation,
             settings.seed,
             self.summary["max_length"],
         )
 
-    def score(self, model: GlmForCausalLM, examples: Sequence[Example], *, title: str | None = None) -> Evaluation:
-        """The task's metric of a model, decoded by the engine; with a progress bar when `title` is given.
+    def score(
+        self,
+        model: GlmForCausalLM,
+        examples: Sequence[Example],
+        *,
+        title: str | None = None,
+        with_intervals: bool = True,
+        threads: int | None = None,
+    ) -> Evaluation:
+        """The task's metrics of a model, decoded by the engine; with a progress bar when `title` is given.
 
         For tools the metric is perplexity, by which trials can be told apart early; with a title, as for the test
-        split, what the model calls is scored beside it.
+        split, what the model calls is scored beside it. with_intervals: also say how sure each metric is.
         """
         model.eval()
-        task = self.prepared.task
         evaluation: Evaluation | None = None
-        if task.metric == "perplexity":
+        if self._is_likelihood:
             evaluation = evaluate_perplexity(
-                model, self.tokenizer, examples, task, max_length=self.summary["max_length"]
+                model,
+                self.tokenizer,
+                examples,
+                self.task,
+                max_length=self.summary["max_length"],
+                with_intervals=with_intervals,
             )
-            if task.kind is not TaskKind.TOOL_CALLS or title is None:
+            if self.task.kind is not TaskKind.TOOL_CALLS or title is None:
                 return evaluation
         shown: AbstractContextManager[Any] = ProgressBar(title, len(examples)) if title else nullcontext()
-        with shown as bar, LLM.from_model(model, self.tokenizer, task=task) as llm:
+        with shown as bar, engine_of(model, self.tokenizer, self.task, threads=threads) as llm:
             on_progress: Callable[[int], None] | None = bar.update if bar is not None else None
             room = self.summary["answer_room"]
             if evaluation is not None:
-                scores, _ = evaluate_calls(llm, examples, max_tokens=room, on_progress=on_progress)
-                return replace(evaluation, metrics={**evaluation.metrics, **scores})
-            return evaluate_answers(llm, examples, task, max_tokens=room, on_progress=on_progress)[0]
+                samples, _ = evaluate_calls(llm, examples, max_tokens=room, on_progress=on_progress)
+                return evaluation.with_others(samples)
+            return evaluate_answers(
+                llm,
+                examples,
+                self.task,
+                max_tokens=room,
+                metric=self.metric,
+                with_intervals=with_intervals,
+                on_progress=on_progress,
+            )[0]
+
+    def latency(self, model: GlmForCausalLM, *, threads: int | None = None) -> float | None:
+        """Median milliseconds of one answer alone on the engine, over some validation examples."""
+        model.eval()
+        with engine_of(model, self.tokenizer, self.task, threads=threads) as llm:
+            return measure_latency(llm, self.prepared.valid[:_TIMED_EXAMPLES], max_tokens=self.summary["answer_room"])
+
+    @property
+    def _is_likelihood(self) -> bool:
+        return METRICS[self.task.kind] == "perplexity"
 
 
 def with_result(packet: Packet, step: str, result: dict[str, Any]) -> Packet:
     """The packet with what a step found under the step's name."""
     return Packet(packet.session_id, {**packet.payload, step: json.loads(json.dumps(result))}, packet.metadata)
+
+
+def since_process_start() -> float:
+    """Seconds since the system started this process, most of which go into loading libraries; 0 where that is unknown.
+
+    Steps count them as their own, since no budget is kept that leaves them out.
+    """
+    try:
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        return max(0.0, up - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def optional_path(value: str | None) -> Path | None:
@@ -155,6 +228,11 @@ def use_threads(threads: int | None) -> None:
 def say(text: str) -> None:
     """A line on stderr."""
     ProgressBar("", 1).say(text)
+
+
+def _metric_of(settings: Mapping[str, Any]) -> ChosenMetric | None:
+    chosen = settings.get("metric")
+    return None if chosen is None else ChosenMetric.from_dict(chosen)
 
 
 def _power_of_two(least: int) -> int:

@@ -14,9 +14,11 @@ from open_autoglm.bundle import BundleManifest, QuantizationRecord, write_bundle
 from open_autoglm.bundle.card import write_data_report, write_model_card
 from open_autoglm.bundle.huggingface import CHAT_TEMPLATE_FILE, write_tokenizer
 from open_autoglm.bundle.lineage import describe_code, describe_parent, describe_time, describe_versions, plain_name
+from open_autoglm.evaluate import EVALUATION_FILE
 from open_autoglm.models.checkpoint import WEIGHTS_FILE, load_config, load_model
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.quantized_linear import unpack_in_place
+from open_autoglm.models.size import int8_bytes
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.search.leaderboard import Entry, Leaderboard
 from open_autoglm.storage import read_json, write_json
@@ -42,8 +44,10 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
         model = load_model(staging, weights=weights)
         unpack_in_place(model)
         evaluation = work.score(model, work.prepared.test, title="test")
+        write_json(staging / EVALUATION_FILE, {"split": "test", **evaluation.to_dict()})
         metrics |= {f"test_{name}": value for name, value in evaluation.metrics.items()}
         say(f"bundle: {task.metric} {evaluation.value:.4f} on the {evaluation.n} examples of the test split")
+    latency = None if task.metric == "perplexity" else work.latency(load_model(staging, weights=weights))
     report = work.prepared.report.to_dict()
     data_report = write_data_report(staging, report)
     manifest = BundleManifest(
@@ -74,7 +78,7 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
     write_model_card(staging, manifest, report, sizes=sizes, curve=payload["train"]["curve"])
     folder = context.folder / "bundle"
     write_bundle(folder, staging, manifest)
-    _finish_leaderboard(context.folder, payload, metrics, config, task.metric)
+    _finish_leaderboard(context.folder, payload, metrics, config, task.metric, latency=latency)
     context.emit({"event": "bundle_written", "metrics": metrics})
     result = {
         "folder": folder.name,
@@ -86,7 +90,13 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
 
 
 def _finish_leaderboard(
-    folder: Path, payload: dict[str, Any], metrics: dict[str, float], config: ModelConfig, metric: str
+    folder: Path,
+    payload: dict[str, Any],
+    metrics: dict[str, float],
+    config: ModelConfig,
+    metric: str,
+    *,
+    latency: float | None,
 ) -> None:
     path = folder / "leaderboard.json"
     entry = Entry(
@@ -96,14 +106,18 @@ def _finish_leaderboard(
         valid_loss=payload["train"]["curve"][-1]["valid_loss"],
         parameters=config.num_parameters(),
         seconds=payload["train"]["train_seconds"],
+        interval=None if payload["train"].get("interval") is None else tuple(payload["train"]["interval"]),
+        size_bytes=int8_bytes(config),
+        latency_ms=latency,
+        curve=tuple((row["seconds"], row["valid_loss"]) for row in payload["train"]["curve"]),
     )
     board = Leaderboard.load(path).with_entry(entry)
     board.save(path)
-    if winner := board.winning_baseline():
-        say(
-            f"note: the baseline '{winner.name}' scores {winner.score:.4f}, more than this model; a longer --budget "
-            "or more data may change that, and until then the baseline is the better tool for this task"
-        )
+    if board.best_baseline() is not None:
+        say(f"leaderboard: {board.verdict()}")
+    limit = (payload["settings"].get("hardware_constraint") or {}).get("latency_ms")
+    if limit is not None and latency is not None and latency > limit:
+        say(f"note: one answer takes {latency:.2f} ms here, more than the {limit:g} ms that were asked for")
 
 
 def _lineage(payload: dict[str, Any], data_report: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def create_app() -> typer.Typer:
         inspect,
         keygen,
         keys,
+        leaderboard,
         pack,
         package,
         pull,
@@ -53,7 +54,7 @@ def create_app() -> typer.Typer:
     )
     bundle_commands = (quantize, pack, inspect, diff, verify, keygen, sign, push, pull, package)
     pipeline_commands = (run, validate, runs, worker)
-    for module in (build, data, eval, chat, serve, keys, *bundle_commands, *pipeline_commands, doctor):
+    for module in (build, leaderboard, data, eval, chat, serve, keys, *bundle_commands, *pipeline_commands, doctor):
         module.register(app)
     return app
 

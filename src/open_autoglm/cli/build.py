@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,7 +13,8 @@ from open_autoglm.cli.adapter_options import HELP as ADAPTER_HELP
 from open_autoglm.cli.adapter_options import adapter_fields
 from open_autoglm.cli.ask import choose_reading, kept_input
 from open_autoglm.cli.data_options import HELP
-from open_autoglm.cli.output import print_json, print_line, print_table
+from open_autoglm.cli.leaderboard import print_board
+from open_autoglm.cli.output import print_json, print_line
 
 _EPILOG = (
     "Examples: `open-autoglm build examples/snips --budget 15m` · "
@@ -23,6 +25,17 @@ _EPILOG = (
 def register(app: typer.Typer) -> None:
     """Add the command to the tree."""
     app.command(name="build", epilog=_EPILOG)(build_command)
+
+
+def _print_space(wanted: bool) -> None:
+    if not wanted:
+        return
+    from open_autoglm.search.space import Frame, default_space
+    from open_autoglm.task import TaskKind
+
+    space = default_space(TaskKind.EXTRACTION, Frame(512, 512, (), 0), seed=0)
+    print_line(json.dumps(space.to_dict(), indent=2))
+    raise typer.Exit
 
 
 def build_command(
@@ -58,13 +71,51 @@ def build_command(
     tolerance: Annotated[
         str, typer.Option(help="What smaller weights may cost of the metric to be served by default: 1%, 0.5%, 0.")
     ] = "1%",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What decides between models: a metric's name, FILE.yaml with rules, or FILE.py:FUNCTION."),
+    ] = None,
+    space: Annotated[
+        Path | None, typer.Option(help="A YAML file with what may be searched; begin with what --print-space prints.")
+    ] = None,
+    print_space: Annotated[
+        bool,
+        typer.Option(
+            "--print-space",
+            help="Print what is searched for a model from nothing, and end.",
+            is_eager=True,
+            callback=_print_space,
+        ),
+    ] = False,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="One answer alone on this machine may take so long at most.")
+    ] = None,
+    min_tokens_per_s: Annotated[float | None, typer.Option(help="One answer alone must come so fast at least.")] = None,
+    max_memory_mb: Annotated[
+        float | None, typer.Option(help="int8 weights and the cache of one context may take so much at most.")
+    ] = None,
+    max_size_mb: Annotated[float | None, typer.Option(help="The file of int8 weights may be so large at most.")] = None,
+    executor: Annotated[
+        Literal["auto", "inline", "process", "ray"],
+        typer.Option(help="Where trials run: one by one, in processes of their own, or on a Ray cluster."),
+    ] = "auto",
+    parallel_trials: Annotated[
+        int | None, typer.Option(help="How many trials run at a time; what is fastest here if not given.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
 ) -> None:
     """Build a small GLM from DATA: read, search, train, compress, package."""
+    del print_space
     from open_autoglm.build_pipeline import build, find_splits
     from open_autoglm.data import parse_columns
     from open_autoglm.search.leaderboard import Leaderboard
 
+    limits = {
+        "latency_ms": max_latency_ms,
+        "tokens_per_s": min_tokens_per_s,
+        "memory_mb": max_memory_mb,
+        "size_mb": max_size_mb,
+    }
     with kept_input(data) as given:
         chosen, task = choose_reading(
             find_splits(given)[0], parse_columns([*(columns or []), *(more_columns or [])]), task
@@ -84,6 +135,11 @@ def build_command(
             seed=seed,
             mask_pii=mask_pii,
             remove_near_duplicates=remove_near_duplicates,
+            metric=metric,
+            space=space,
+            hardware_constraint={name: value for name, value in limits.items() if value is not None},
+            executor=executor,
+            parallel_trials=parallel_trials,
             adapter=adapter_fields(
                 adapter,
                 rank=lora_rank,
@@ -98,21 +154,7 @@ def build_command(
         print_json(result.to_dict())
         return
     board = Leaderboard.load(result.leaderboard)
-    print_table(
-        "Leaderboard (validation split)",
-        ("model", board.metric, "loss", "parameters", "seconds", "state"),
-        [
-            (
-                row.name,
-                "" if row.score is None else f"{row.score:.4f}",
-                "" if row.valid_loss is None else f"{row.valid_loss:.3f}",
-                "" if row.parameters is None else f"{row.parameters / 1e6:.2f}M",
-                f"{row.seconds:.1f}",
-                row.state,
-            )
-            for row in board.ranked()
-        ],
-    )
+    print_board(board)
     for name, value in sorted(result.metrics.items()):
         print_line(f"{name}: {value:.4f}")
     print_line(f"bundle: {result.bundle} ({result.task}, {result.seconds:.0f} s)")

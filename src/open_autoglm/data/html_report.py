@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _PART: Final = re.compile(r"(train(ing)?|data(set)?)\b", re.IGNORECASE)
 _TEMPLATE: Final = "report_template.html"
+_THEME: Final = "page_theme.css"
 _SHOWN: Final = 3
 _SHOWN_CHARACTERS: Final = 400
 _READ_CHARACTERS: Final = 20_000
@@ -93,6 +94,7 @@ def render_report(prepared: PreparedData, plots: Mapping[str, Bars] | None = Non
         lengths.append(("Length of answers", "answer", plots["answer_lengths"]))
     fields = list((report.output.get("fields") or {}).items())
     return environment.from_string(source).render(
+        theme=page_theme(),
         report=report,
         name=_title(Path(report.files[0].path)) if report.files else "data",
         language=language,
@@ -125,6 +127,11 @@ def render_report(prepared: PreparedData, plots: Mapping[str, Bars] | None = Non
         samples=[_shown(example) for example in prepared.train[:_SHOWN]],
         version=__version__,
     )
+
+
+def page_theme() -> str:
+    """The style sheet that all our pages begin with."""
+    return files("open_autoglm.data").joinpath(_THEME).read_text(encoding="utf-8").strip()
 
 
 def _title(path: Path) -> str:

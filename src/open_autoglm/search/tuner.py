@@ -2,39 +2,63 @@
 """Hyper-parameter and architecture search: TPE proposes, Hyperband stops what lags, a kill loses nothing.
 
 A trial that was cut off is continued from its checkpoint: same number, same parameters, same samples. Trials train at
-a constant rate, so that the winner goes on from where its trial ended and none of its time is lost.
+a constant rate, so that the winner goes on from where its trial ended and none of its time is lost. This process alone
+writes what is known of the trials; where they run is the executor's business.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+import numpy as np
 import optuna
-import torch
 from optuna.trial import TrialState
 
-from open_autoglm.data import TokenizedExamples
 from open_autoglm.errors import TrainingError
-from open_autoglm.models.glm import GlmForCausalLM
+from open_autoglm.search.curves import extrapolate, fit_power_law
+from open_autoglm.search.executors import Executor
 from open_autoglm.search.journal import CommittedJournal
 from open_autoglm.search.leaderboard import Entry
-from open_autoglm.search.plan import RUNGS, Plan
+from open_autoglm.search.plan import RUNGS, Plan, another_trial_pays
 from open_autoglm.search.space import Candidate, SearchSpace
-from open_autoglm.train.settings import TrainingSettings
-from open_autoglm.train.trainer import ExampleSource, Schedule, Trainer
+from open_autoglm.search.trial import REDUCTION, Rung, TrialOrder, TrialRecord
 
 _STUDY: Final = "build"
-_SPEED_STEPS: Final = 24
-_FAILED_LOSS: Final = 1e9
+_RECORD: Final = "record"
+_NEAR_DEFAULT: Final = 3
+"""Trials after the first that stay near it: with few trials, a known good place is worth more than a random one."""
+
 _CHALLENGE_MARGIN: Final = 0.2
-"""The share of the first trial's validation loss by which another must be lower to take its place."""
+"""The share of the first trial's promised loss by which another must be lower to take its place."""
+
+_FRONT_MARGIN: Final = 0.02
+"""The same where the first trial is one of an evolution's architectures, of which nothing is known beforehand."""
+
+_KEPT: Final = 3
+
+
+class Watcher(Protocol):
+    """What is told of the search as it goes on."""
+
+    def started(self, trial: int, parameters: dict[str, Any]) -> None:
+        """A trial begins."""
+        ...
+
+    def stepped(self, trial: int, step: int, steps: int, seconds: float) -> None:
+        """A trial has come so far."""
+        ...
+
+    def judged(self, rung: Rung) -> None:
+        """A trial has passed a rung."""
+        ...
+
+    def finished(self, record: TrialRecord) -> None:
+        """A trial has ended."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,14 +70,13 @@ class TrialOutcome:
     folder: Path
     steps: int
     seconds: float
+    record: TrialRecord
 
 
 class Tuner:
     """One search in one folder, which this process holds locked.
 
-    make_model: builds and fills a model for a candidate: from nothing, or from a base checkpoint.
-    make_source: the training examples for given settings. report: called with each event, a JSON object.
-    score: the task's metric of a model on validation examples, for trials that ran to their end.
+    mean_length: tokens of an example. executor: where trials run.
     """
 
     def __init__(
@@ -61,183 +84,250 @@ class Tuner:
         folder: Path,
         space: SearchSpace,
         plan: Plan,
+        executor: Executor,
         *,
-        make_model: Callable[[Candidate], GlmForCausalLM],
-        make_source: Callable[[TrainingSettings], ExampleSource],
-        valid: TokenizedExamples,
         mean_length: float,
-        score: Callable[[GlmForCausalLM], float | None],
-        report: Callable[[dict[str, Any]], None],
-        on_step: Callable[[int, int, int, float], None],
+        watcher: Watcher,
     ) -> None:
         self.folder, self.space, self.plan = folder, space, plan
-        self._make_model, self._make_source, self._valid = make_model, make_source, valid
-        self._mean_length, self._score, self._report, self._on_step = mean_length, score, report, on_step
+        self._executor, self._mean_length, self._watcher = executor, mean_length, watcher
         self._journal = CommittedJournal(folder)
         self._study = self._open_study()
+        self._open: dict[int, optuna.trial.Trial] = {}
 
     def run(self) -> TrialOutcome:
-        """Run trials until the plan's count or time is used up. Returns the best one.
+        """Run trials until the plan's count or time is used up, or another one would not pay. Returns the best one.
 
         Raises TrainingError when no trial finished.
         """
         for frozen in self._study.get_trials(states=(TrialState.RUNNING,)):
             trial = optuna.trial.Trial(self._study, frozen._trial_id)  # pyright: ignore[reportPrivateUsage]
-            self._run_trial(trial, reported=max(frozen.intermediate_values, default=0))
+            self._begin(trial, reported=max(frozen.intermediate_values, default=0))
+            self._wait_for_room()
         while self._may_start():
-            number = len(self._started())
-            self._study.sampler = _sampler(self.space.seed, number)
-            trial = self._study.ask()
-            self.space.suggest(trial)
-            self._journal.commit()
-            self._report({"event": "trial_started", "trial": trial.number, "parameters": trial.params})
-            self._run_trial(trial)
-        return self._best()
+            self._begin(self._ask())
+            self._wait_for_room()
+        while self._open:
+            self._executor.wait(self)
+        outcome = self._best()
+        self._drop_checkpoints({outcome.number})
+        return outcome
 
     def entries(self) -> list[Entry]:
         """The rows of all trials for the leaderboard."""
-        states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
-        rows = []
-        for trial in self._study.get_trials():
-            record = trial.user_attrs
-            if "seconds" not in record:
-                continue
-            rows.append(
-                Entry(
-                    name=f"trial {trial.number}",
-                    kind="trial",
-                    score=record.get("score"),
-                    state=states.get(trial.state, "failed"),  # type: ignore[arg-type]
-                    valid_loss=record.get("valid_loss"),
-                    parameters=record.get("parameters"),
-                    seconds=record["seconds"],
-                    choices=trial.params,
-                )
+        return [
+            Entry(
+                name=f"trial {trial.number}",
+                kind="trial",
+                score=record.score,
+                state=record.state,  # type: ignore[arg-type]
+                valid_loss=record.valid_loss,
+                parameters=record.parameters,
+                seconds=record.seconds,
+                choices=trial.params,
+                interval=record.interval,
+                size_bytes=record.size_bytes,
+                latency_ms=record.latency_ms,
+                curve=tuple((seconds, loss) for _, seconds, loss in record.curve),
             )
-        return rows
+            for trial, record in self._records()
+        ]
+
+    def decide(self, rung: Rung) -> bool:
+        """Store a trial's value at a rung; whether it goes on. A trial that does not is finished at once."""
+        trial = self._open[rung.trial]
+        trial.report(rung.value, rung.rung)
+        self._watcher.judged(rung)
+        if rung.rung < RUNGS and trial.should_prune():
+            # Committed with the trial's end: a pruned trial that still runs must not exist after a kill.
+            self._tell(_pruned(rung))
+            return False
+        self._journal.commit()
+        return True
+
+    def note(self, trial: int, step: int, steps: int, seconds: float) -> None:
+        """Pass a trial's progress on."""
+        self._watcher.stepped(trial, step, steps, seconds)
+
+    def finish(self, record: TrialRecord) -> None:
+        """Store a trial's end, unless its pruning was stored already."""
+        if record.trial in self._open:
+            self._tell(record)
+
+    def _tell(self, record: TrialRecord) -> None:
+        trial = self._open.pop(record.trial)
+        states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+        state = states.get(record.state, TrialState.FAIL)
+        trial.set_user_attr(_RECORD, record.to_dict())
+        self._study.tell(trial, record.value if state is TrialState.COMPLETE else None, state=state)
+        self._journal.commit()
+        self._watcher.finished(record)
+        self._drop_checkpoints(self._worth_keeping())
+
+    def _ask(self) -> optuna.trial.Trial:
+        """The next trial: the space's defaults, then some near them, then what TPE proposes from the trials so far."""
+        number = len(self._study.get_trials(deepcopy=False))
+        space = self.space.parameters
+        self._study.sampler = _sampler(self.space, number)
+        if number == 0:
+            self._study.enqueue_trial(space.check(self.space.defaults))
+        elif number <= _NEAR_DEFAULT:
+            generator = np.random.default_rng((self.space.seed, number))
+            self._study.enqueue_trial(dict(space.near(space.check(self.space.defaults), generator)))
+        trial = self._study.ask()
+        space.suggest(trial)
+        self._journal.commit()
+        self._watcher.started(trial.number, dict(trial.params))
+        return trial
+
+    def _begin(self, trial: optuna.trial.Trial, *, reported: int = 0) -> None:
+        candidate = self.space.candidate(self.space.parameters.suggest(trial))
+        steps = self.plan.steps_of_trial(candidate.config, candidate.settings.tokens_per_batch, self._mean_length)
+        order = TrialOrder.of(
+            trial.number,
+            candidate,
+            self._folder_of(trial.number),
+            steps,
+            reported=reported,
+            threads=self.plan.trial_threads or self.plan.threads,
+        )
+        self._open[trial.number] = trial
+        self._executor.submit(order)
+
+    def _wait_for_room(self) -> None:
+        while len(self._open) >= self._executor.capacity:
+            self._executor.wait(self)
 
     def _open_study(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.create_study(
+            return optuna.create_study(
                 study_name=_STUDY,
                 storage=self._journal.storage,
-                sampler=_sampler(self.space.seed, 0),
-                pruner=optuna.pruners.HyperbandPruner(min_resource=1, max_resource=RUNGS, reduction_factor=3),
+                pruner=optuna.pruners.HyperbandPruner(min_resource=1, max_resource=RUNGS, reduction_factor=REDUCTION),
                 direction="minimize",
                 load_if_exists=True,
             )
-            if not study.get_trials(deepcopy=False):
-                study.enqueue_trial(self.space.defaults())
-                self._journal.commit()
-        return study
-
-    def _started(self) -> list[optuna.trial.FrozenTrial]:
-        return [trial for trial in self._study.get_trials(deepcopy=False) if trial.state is not TrialState.WAITING]
 
     def _may_start(self) -> bool:
-        started = self._started()
-        if len(started) >= self.plan.trials:
+        number = len(self._study.get_trials(deepcopy=False))
+        if number >= self.plan.trials:
             return False
-        if self.plan.search_seconds is None or not started:
+        records = [record for _, record in self._records()]
+        if self.plan.search_seconds is None or not records:
             return True
-        spent = sum(trial.user_attrs.get("seconds", 0.0) for trial in started)
-        return spent + 0.5 * spent / len(started) < self.plan.search_seconds
+        spent = sum(record.seconds for record in records)
+        typical = spent / len(records)
+        if (spent + len(self._open) * typical) / self.plan.parallel + 0.5 * typical >= self.plan.search_seconds:
+            return False
+        return self._pays(typical / self.plan.parallel)
 
-    def _run_trial(self, trial: optuna.trial.Trial, *, reported: int = 0) -> None:
-        """Run a trial to its end. reported: the last rung that the storage knows of a trial that was cut off."""
-        candidate = self.space.suggest(trial)
-        folder = self.folder / "trials" / f"{trial.number:04d}"
-        steps = self.plan.steps_of_trial(candidate.config, candidate.settings.tokens_per_batch, self._mean_length)
-        record: dict[str, Any] = {"parameters": candidate.config.num_parameters()}
-        state, value = TrialState.COMPLETE, _FAILED_LOSS
-        try:
-            model = self._make_model(candidate)
-            trainer = Trainer(model, candidate.settings, self._make_source(candidate.settings), self._valid, folder)
-            for rung in range(1, RUNGS + 1):
-                until = round(steps * rung / RUNGS)
-                if trainer.progress.step < until:
-                    trainer.run(
-                        Schedule(total_steps=until),
-                        lambda progress, _: self._on_step(trial.number, progress.step, steps, progress.seconds),
-                    )
-                value = float(trainer.progress.curve[rung - 1]["valid_loss"])
-                if rung <= reported:
-                    continue
-                trial.report(value, rung)
-                if rung < RUNGS and trial.should_prune():
-                    # Committed with the trial's end: a pruned trial that still runs must not exist after a kill.
-                    state = TrialState.PRUNED
-                    break
-                self._journal.commit()
-                self._report({"event": "trial_rung", "trial": trial.number, "rung": rung, "valid_loss": value})
-            record |= {"valid_loss": value, "seconds": trainer.progress.seconds, "steps": trainer.progress.step}
-            record["score"] = self._score(model) if state is TrialState.COMPLETE else None
-        except TrainingError as error:
-            state = TrialState.FAIL
-            record |= {"failure": str(error), "seconds": 0.0, "steps": 0}
-        for key, item in record.items():
-            trial.set_user_attr(key, item)
-        self._study.tell(trial, None if state is not TrialState.COMPLETE else value, state=state)
-        self._journal.commit()
-        event = {"event": "trial_finished", "trial": trial.number, "state": state.name.lower(), **record}
-        self._report(json.loads(json.dumps(event)))
-        self._drop_checkpoints_but_best()
+    def _pays(self, seconds: float) -> bool:
+        """Whether another trial of so many seconds is worth more than as many seconds of the last training."""
+        complete = [(trial, record) for trial, record in self._records() if record.state == "complete"]
+        if not complete or not self.plan.train_flops or not self.plan.train_seconds:
+            return True
+        promises = [self._promise(trial, record) for trial, record in complete]
+        trial, record = complete[int(np.argmin(promises))]
+        law = fit_power_law([(flops, loss) for flops, _, loss in record.curve])
+        if law is None:
+            return True
+        end = self._end_of(trial)
+        speed = self.plan.train_flops / self.plan.train_seconds
+        gain = max(0.0, law.at(max(1.0, end - seconds * speed)) - law.at(end))
+        return another_trial_pays(promises, seconds=seconds, gain_per_second=gain / max(seconds, 1e-9))
+
+    def _records(self) -> list[tuple[optuna.trial.FrozenTrial, TrialRecord]]:
+        found: list[tuple[optuna.trial.FrozenTrial, TrialRecord]] = []
+        for trial in self._study.get_trials(deepcopy=False):
+            if _RECORD in trial.user_attrs and trial.state.is_finished():
+                found.append((trial, TrialRecord(**trial.user_attrs[_RECORD])))
+        return found
+
+    def _promise(self, trial: optuna.trial.FrozenTrial, record: TrialRecord) -> float:
+        """The loss at the end of the last training, if this trial were the one to go on."""
+        return extrapolate([(flops, loss) for flops, _, loss in record.curve], self._end_of(trial))
+
+    def _end_of(self, trial: optuna.trial.FrozenTrial) -> float:
+        candidate = self.space.candidate(trial.params)
+        return self.plan.flops_at_end(candidate.config, candidate.settings.tokens_per_batch, self._mean_length)
+
+    def _ranked(self) -> list[tuple[optuna.trial.FrozenTrial, TrialRecord]]:
+        """Finished trials, the one to go on with first.
+
+        Completed trials come before pruned ones. Of those whose metric is not clearly below the best one, the lowest
+        promised loss wins; but the first trial, whose parameters are known to hold up over long training, gives way
+        only to one that is clearly ahead: early losses favour models that learn fast and end low.
+        """
+        complete = [pair for pair in self._records() if pair[1].state == "complete"]
+        rest = [pair for pair in self._records() if pair[1].state == "pruned"]
+        rest.sort(key=lambda pair: (self._promise(*pair), pair[0].number))
+        if not complete:
+            return rest
+        best = min(record.value for _, record in complete)
+        noise = max(1 / max(1, record.examples) ** 0.5 for _, record in complete)
+        scored = all(record.score is not None and record.value < 2.0 for _, record in complete)
+        promises = {trial.number: self._promise(trial, record) for trial, record in complete}
+        margin = _FRONT_MARGIN if self.space.front else _CHALLENGE_MARGIN
+
+        def place(pair: tuple[optuna.trial.FrozenTrial, TrialRecord]) -> tuple[bool, float, int]:
+            trial, record = pair
+            lags = scored and record.value > best + noise
+            favour = 1 - margin if trial.number == 0 else 1.0
+            return lags, promises[trial.number] * favour, trial.number
+
+        return [*sorted(complete, key=place), *rest]
 
     def _best(self) -> TrialOutcome:
-        best = self._best_trial()
-        if best is None:
-            failures = [trial.user_attrs.get("failure", "") for trial in self._study.get_trials()]
+        ranked = self._ranked()
+        if not ranked:
+            failures = [record.failure or "" for _, record in self._records()]
             raise TrainingError(f"no trial finished: {next(filter(None, failures), 'the search had no time for one')}")
+        trial, record = next((pair for pair in ranked if self._folder_of(pair[0].number).exists()), ranked[0])
         return TrialOutcome(
-            best.number,
-            self.space.suggest(optuna.trial.FixedTrial(best.params)),
-            self.folder / "trials" / f"{best.number:04d}",
-            int(best.user_attrs["steps"]),
-            float(best.user_attrs["seconds"]),
+            trial.number,
+            self.space.candidate(trial.params),
+            self._folder_of(trial.number),
+            record.steps,
+            record.seconds,
+            record,
         )
 
-    def _best_trial(self) -> optuna.trial.FrozenTrial | None:
-        """The completed trial of lowest validation loss, or if none completed, the pruned one.
+    def _worth_keeping(self) -> set[int]:
+        """The trials that may yet be the one to go on with: the first few by what is known now."""
+        return {trial.number for trial, _ in self._ranked()[:_KEPT]} | {0} | set(self._open)
 
-        The first trial, whose parameters are known to hold up over long training, gives way only to one that is
-        clearly ahead: early losses favour models that learn fast and end low.
-        """
-        for state in (TrialState.COMPLETE, TrialState.PRUNED):
-            trials = self._study.get_trials(deepcopy=False, states=(state,))
-            if trials:
-                best = min(trials, key=lambda trial: (trial.user_attrs["valid_loss"], trial.number))
-                first = trials[0]
-                ahead = best.user_attrs["valid_loss"] < (1 - _CHALLENGE_MARGIN) * first.user_attrs["valid_loss"]
-                return first if first.number == 0 and not ahead else best
-        return None
+    def _drop_checkpoints(self, kept: set[int]) -> None:
+        """Keep the disk small."""
+        for trial, _ in self._records():
+            if trial.number not in kept:
+                shutil.rmtree(self._folder_of(trial.number), ignore_errors=True)
 
-    def _drop_checkpoints_but_best(self) -> None:
-        """Keep the disk small: only the best trial's weights are needed again."""
-        best = self._best_trial()
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and (best is None or trial.number != best.number):
-                shutil.rmtree(self.folder / "trials" / f"{trial.number:04d}", ignore_errors=True)
+    def _folder_of(self, number: int) -> Path:
+        return self.folder / "trials" / f"{number:04d}"
 
 
-def _sampler(seed: int, number: int) -> optuna.samplers.TPESampler:
+def _pruned(rung: Rung) -> TrialRecord:
+    return TrialRecord(
+        trial=rung.trial,
+        state="pruned",
+        value=rung.value,
+        parameters=rung.parameters,
+        valid_loss=rung.valid_loss,
+        seconds=rung.seconds,
+        steps=rung.steps,
+        curve=rung.curve,
+    )
+
+
+def _sampler(space: SearchSpace, number: int) -> optuna.samplers.TPESampler:
     """A sampler whose proposal for trial `number` depends on the seed and the trials before it alone."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=(seed * 10_007 + number) % 2**32, multivariate=True, n_startup_trials=4)
-
-
-def measure_flops_per_second(
-    model: GlmForCausalLM, settings: TrainingSettings, source: ExampleSource, flops_per_token: float, folder: Path
-) -> float:
-    """How fast this machine trains such a model: among some real steps after two to warm up, a fast one.
-
-    Other work on the machine makes steps slower and never faster, so the 80th percentile of their speeds is nearer to
-    what the coming minutes allow than their mean. The model is changed by it; `folder` receives nothing.
-    """
-    trainer = Trainer(model, settings, source, source.epoch(0), folder)
-    marks: list[tuple[float, int]] = []
-    trainer.run_steps(_SPEED_STEPS, lambda progress, _: marks.append((progress.seconds, progress.tokens)))
-    rates = [(new_tokens - tokens) / (new - old) for (old, tokens), (new, new_tokens) in pairwise(marks[1:])]
-    return float(torch.tensor(rates).quantile(0.8)) * flops_per_token
+        return optuna.samplers.TPESampler(
+            seed=(space.seed * 10_007 + number) % 2**32,
+            multivariate=True,
+            group=any(parameter.condition is not None for parameter in space.parameters.parameters),
+            n_startup_trials=_NEAR_DEFAULT,
+        )

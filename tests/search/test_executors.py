@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trials in processes of their own: side by side, killed and continued, given up, and ended with their parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from open_autoglm.errors import ConfigurationError
+from open_autoglm.search.executors import InlineExecutor, ProcessExecutor
+from open_autoglm.search.plan import plan_by_steps
+from open_autoglm.search.trial import Rung, TrialOrder, TrialRecord
+from open_autoglm.search.tuner import Tuner
+from tests.search.trial_benches import OPENED_BY, Quiet, TinyBench, small_space
+
+ROOT = Path(__file__).parents[2]
+
+
+class Recorder:
+    """Lets every trial go on."""
+
+    def __init__(self) -> None:
+        self.rungs: list[tuple[int, int]] = []
+        self.records: list[TrialRecord] = []
+
+    def decide(self, rung: Rung) -> bool:
+        self.rungs.append((rung.trial, rung.rung))
+        return True
+
+    def note(self, trial: int, step: int, steps: int, seconds: float) -> None:
+        assert 0 < step <= steps
+
+    def finish(self, record: TrialRecord) -> None:
+        self.records.append(record)
+
+
+def order(number: int, folder: Path, steps: int = 18) -> TrialOrder:
+    space = small_space()
+    return TrialOrder.of(number, space.candidate(space.defaults), folder / f"{number}", steps)
+
+
+def facts(record: TrialRecord) -> tuple[object, ...]:
+    return record.state, record.steps, record.valid_loss, record.score, [loss for _, _, loss in record.curve]
+
+
+@pytest.fixture(autouse=True)
+def import_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_a_process_that_is_killed_takes_nothing_with_it(tmp_path: Path) -> None:
+    """Two at a time; the one that judges its second rung is killed, and its trial goes on in another process."""
+    alone = Recorder()
+    inline = InlineExecutor(TinyBench())
+    inline.submit(order(0, tmp_path / "inline"))
+    inline.wait(alone)
+    context = {"die_at": {"judgement": 2}, "marks": str(tmp_path)}
+    heard = Recorder()
+    with ProcessExecutor(OPENED_BY, context, count=2) as executor:
+        assert executor.capacity == 2
+        first = set(executor.process_ids)
+        executor.submit(order(0, tmp_path / "process"))
+        executor.submit(order(1, tmp_path / "process"))
+        while len(heard.records) < 2:
+            executor.wait(heard)
+        assert set(executor.process_ids) != first
+        assert executor.measure() == [1e9, 1e9]
+    assert (tmp_path / "died-2").exists()
+    assert sorted(record.trial for record in heard.records) == [0, 1]
+    assert len(heard.rungs) == len(set(heard.rungs)) == 6
+    for record in heard.records:
+        assert facts(record) == facts(alone.records[0])
+
+
+def test_a_trial_that_kills_every_process_is_given_up(tmp_path: Path) -> None:
+    context = {"die_at": {"always": 1}, "marks": str(tmp_path)}
+    heard = Recorder()
+    with ProcessExecutor(OPENED_BY, context, count=1) as executor:
+        executor.submit(order(7, tmp_path))
+        while not heard.records:
+            executor.wait(heard)
+    (record,) = heard.records
+    assert record.trial == 7
+    assert record.state == "failed"
+    assert "3 times" in (record.failure or "")
+
+
+def test_a_search_in_processes_finishes_each_trial_once(tmp_path: Path) -> None:
+    watcher = Quiet()
+    with ProcessExecutor(OPENED_BY, {}, count=2) as executor:
+        tuner = Tuner(
+            tmp_path, small_space(), plan_by_steps(40, 5, parallel=2), executor, mean_length=8.0, watcher=watcher
+        )
+        tuner.run()
+    assert sorted(watcher.finished_trials) == [0, 1, 2, 3, 4]
+    assert len(tuner.entries()) == 5
+
+
+def test_no_process_outlives_the_search(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from open_autoglm.search.executors import ProcessExecutor\n"
+        f"executor = ProcessExecutor({OPENED_BY!r}, {{}}, count=1)\n"
+        "print(*executor.process_ids, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(0.5)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and b"Z" not in Path(f"/proc/{child}/stat").read_bytes().split()[2:3]:
+        assert time.monotonic() < deadline, "the process for trials lives on"
+        time.sleep(0.1)
+    assert os.getpid() != child
+
+
+def test_a_count_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="at least one"):
+        ProcessExecutor(OPENED_BY, {}, count=0)

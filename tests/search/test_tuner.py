@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A killed search ends as one that was not, and which trial goes on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+
+from open_autoglm.search.executors import InlineExecutor
+from open_autoglm.search.journal import CommittedJournal
+from open_autoglm.search.plan import plan_by_steps
+from open_autoglm.search.trial import value_of
+from open_autoglm.search.tuner import Tuner
+from tests.search.trial_benches import Quiet, TinyBench, small_space
+
+
+class KilledError(BaseException):
+    """Stands for a SIGKILL: nothing catches it."""
+
+
+def run_search(
+    folder: Path, kill_at: Callable[[int], bool], trials: int = 6
+) -> tuple[list[dict[str, Any]], Any, Quiet]:
+    calls = 0
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+        if kill_at(calls):
+            raise KilledError
+
+    watcher = Quiet(count)
+    tuner = Tuner(
+        folder, small_space(), plan_by_steps(40, trials), InlineExecutor(TinyBench()), mean_length=8.0, watcher=watcher
+    )
+    outcome = tuner.run()
+    rows = [{"name": e.name, "state": e.state, "loss": e.valid_loss, "choices": e.choices} for e in tuner.entries()]
+    return rows, outcome, watcher
+
+
+def test_a_search_killed_again_and_again_equals_one_that_was_not(tmp_path: Path) -> None:
+    whole, best, _ = run_search(tmp_path / "whole", lambda _: False)
+    assert [row["name"] for row in whole] == [f"trial {number}" for number in range(6)]
+    assert whole[0]["choices"] == small_space().defaults
+    assert len({json.dumps(row["choices"]) for row in whole}) > 3
+    generator = np.random.default_rng(4)
+    kills = 0
+    while True:
+        fatal = int(generator.integers(3, 16))
+        try:
+            pieces, best_of_pieces, _ = run_search(tmp_path / "pieces", lambda call, fatal=fatal: call == fatal)
+            break
+        except KilledError:
+            kills += 1
+    assert kills >= 3
+    assert json.dumps(pieces) == json.dumps(whole)
+    assert best_of_pieces.number == best.number
+    kept = [path.name for path in (tmp_path / "pieces" / "trials").iterdir()]
+    assert kept == [f"{best.number:04d}"]
+
+
+def test_what_was_not_committed_is_cut_off(tmp_path: Path) -> None:
+    journal = CommittedJournal(tmp_path)
+    study = optuna.create_study(study_name="s", storage=journal.storage)
+    study.add_trial(optuna.trial.create_trial(value=1.0))
+    journal.commit()
+    study.add_trial(optuna.trial.create_trial(value=2.0))
+    with next(tmp_path.glob("*.journal")).open("ab") as file:
+        file.write(b'{"torn": ')
+    again = optuna.load_study(study_name="s", storage=CommittedJournal(tmp_path).storage)
+    assert [trial.value for trial in again.get_trials()] == [1.0]
+
+
+def test_the_metric_decides_and_the_loss_within_its_noise() -> None:
+    def value(loss: float, score: float | None) -> float:
+        return value_of(loss, score, 100, higher_is_better=True)
+
+    assert value(5.0, 0.6) < value(1.0, 0.4)  # four standard errors ahead, whatever the loss
+    assert value(1.0, 0.0) < value(9.0, 0.0)  # early on all metrics are zero
+    assert value(0.5, 0.50) < value(9.0, 0.51)  # one percent of a hundred is noise
+    assert value_of(3.0, 40.0, 100, higher_is_better=False) == 3.0
+    assert value(float("nan"), None) > 1e6
