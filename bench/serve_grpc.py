@@ -43,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a bundle or checkpoint")
     parser.add_argument("--rounds", type=int, default=10, help="blocks of each kind (default: 10)")
-    parser.add_argument("--requests", type=int, default=100, help="requests of a block (default: 100)")
+    parser.add_argument(
+        "--requests", type=int, default=100, help="requests of a block, a tenth for longer answers (default: 100)"
+    )
     arguments = parser.parse_args()
     machine = describe_machine()
     with _server(arguments.model) as (process, rest, target), grpc.insecure_channel(target) as channel:
@@ -58,7 +60,8 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for name, pair in cases.items():
                 for way, ask in pair.items():
-                    found[name][way].append(_block(process.pid, ask, arguments.requests))
+                    count = arguments.requests // (10 if "32" in name else 1)
+                    found[name][way].append(_block(process.pid, ask, max(1, count)))
     record = {
         "machine": {**machine, "load_average_after": round(os.getloadavg()[0], 2)},
         "command": command_line(),
@@ -139,7 +142,7 @@ def _processor_seconds(pid: int) -> float:
 @contextlib.contextmanager
 def _server(model: str) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int], str]]:
     command = [sys.executable, "-m", "open_autoglm", "serve", model, "--port", "0", "--grpc-port", "0"]
-    command += ["--keep-alive-seconds", "3600"]  # blocks of the other kind lie between
+    command += ["--threads", "1", "--keep-alive-seconds", "3600"]  # a connection waits while the other way is measured
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = process.stderr.readline()

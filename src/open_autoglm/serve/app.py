@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -103,6 +104,8 @@ def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | 
 
 
 def _grpc_server(models: Models, guards: Guards, tls: ServerContext | None) -> GrpcServer:
+    # Its core writes a line to stderr for each call that it refuses, and for what we tell in our own words.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from open_autoglm.serve.grpc.grpc_server import GrpcServer
     except ImportError as error:

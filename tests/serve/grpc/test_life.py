@@ -189,6 +189,7 @@ def test_what_cannot_be_is_told_before_a_model_loads(dialogue_bundle: Path) -> N
         )
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) <= 4, "one sentence, and nothing of the library's own"
         return re.sub(r"\s+", " ", done.stderr)
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
