@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-_IGNORED: Final = frozenset(("user", "safety_identifier", "priority", "metadata", "stream_options"))
+_IGNORED: Final = frozenset(("user", "safety_identifier", "priority", "stream_options"))
 """Fields that change nothing in an answer that is not streamed."""
 
 
