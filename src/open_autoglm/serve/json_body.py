@@ -21,25 +21,36 @@ async def read_json_object(request: Request, max_body: int) -> dict[str, Any]:
     Raises HttpError 413 for a longer body, RequestError for anything but a JSON object in UTF-8, for infinite and
     undefined numbers, for nesting deeper than 128, and for halves of surrogate pairs.
     """
-    body = await _read(request, max_body)
+    return json_object(await _read(request, max_body))
+
+
+def json_object(body: bytes, what: str = "the body", parameter: str | None = None) -> dict[str, Any]:
+    """The JSON object in some bytes. what: how faults call them. parameter: the field that they came in.
+
+    Raises RequestError as `read_json_object` does.
+    """
+
+    def refuse_constant(name: str) -> NoReturn:
+        raise RequestError(f"{what} has the number {name}, which is not JSON", parameter)
+
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(body.decode("utf-8"), parse_constant=refuse_constant)
     except UnicodeDecodeError as error:
-        raise RequestError(f"the body is not UTF-8 text (byte {error.start})") from None
+        raise RequestError(f"{what} is not UTF-8 text (byte {error.start})", parameter) from None
     except RecursionError:
-        raise RequestError(f"the body is nested more than {MAX_DEPTH} deep") from None
+        raise RequestError(_too_deep(what), parameter) from None
     except json.JSONDecodeError as error:
         raise RequestError(
-            f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            f"{what} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}", parameter
         ) from None
     except ValueError:
-        raise RequestError("the body has a number with too many digits") from None
+        raise RequestError(f"{what} has a number with too many digits", parameter) from None
     if not isinstance(value, dict):
-        raise RequestError("the body must be a JSON object")
-    _check_depth(value)
+        raise RequestError(f"{what} must be a JSON object", parameter)
+    _check_depth(value, what, parameter)
     if b"\\u" in body:
         for name, inner in value.items():
-            _check_surrogates(name, inner)
+            _check_surrogates(name if parameter is None else parameter, {name: inner})
     return value
 
 
@@ -61,11 +72,11 @@ def _too_large(limit: int) -> HttpError:
     return HttpError(413, f"the body is larger than {limit} bytes, the most that this server takes")
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise RequestError(f"the body has the number {name}, which is not JSON")
+def _too_deep(what: str) -> str:
+    return f"{what} is nested more than {MAX_DEPTH} deep"
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: Any, what: str, parameter: str | None) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -76,12 +87,12 @@ def _check_depth(value: Any) -> None:
         ]
         if not level:
             return
-    raise RequestError(f"the body is nested more than {MAX_DEPTH} deep")
+    raise RequestError(_too_deep(what), parameter)
 
 
 def _check_surrogates(name: str, value: Any) -> None:
     try:
-        json.dumps({name: value}, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         shown = name.encode(errors="replace").decode()
         raise RequestError(f"{shown} has half of a surrogate pair, which is not text", shown) from None

@@ -154,6 +154,19 @@ def scope_of(path: str) -> str:
     return "admin"
 
 
+def authorized(ring: KeyRing, authorization: Sequence[bytes], path: str) -> Caller:
+    """The caller who sent these `Authorization` headers, if the key is for the path. Raises HttpError 401 or 403."""
+    caller = ring.find(authorization)
+    if caller is None:
+        raise HttpError(
+            401, "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'", code="invalid_api_key"
+        )
+    needed = scope_of(path)
+    if needed not in caller.scopes:
+        raise HttpError(403, f"this API key has no scope '{needed}', which is needed here", code="missing_scope")
+    return caller
+
+
 class KeyGate:
     """ASGI middleware that asks for `Authorization: Bearer KEY` and puts the caller into the request's state."""
 
@@ -169,16 +182,10 @@ class KeyGate:
         if ring.is_open or is_public(scope):
             await self._app(scope, receive, send)
             return
-        caller = ring.find([value for name, value in scope["headers"] if name == b"authorization"])
-        if caller is None:
-            fault = HttpError(
-                401, "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'", code="invalid_api_key"
-            )
-            await error_response(fault)(scope, receive, send)
-            return
-        needed = scope_of(scope["path"])
-        if needed not in caller.scopes:
-            fault = HttpError(403, f"this API key has no scope '{needed}', which is needed here", code="missing_scope")
+        try:
+            sent = [value for name, value in scope["headers"] if name == b"authorization"]
+            caller = authorized(ring, sent, scope["path"])
+        except HttpError as fault:
             await error_response(fault)(scope, receive, send)
             return
         state: dict[str, Any] = scope.setdefault("state", {})

@@ -60,7 +60,7 @@ class CacheGate:
         except OpenAutoGLMError as error:
             await error_response(error)(scope, receive, send)
             return
-        key = self._key(scope, ahead.value)
+        key = answer_key(caller_of(scope).id or "", scope["path"], ahead.value, self._identify)
         if key is None:
             await self._app(scope, ahead.receive, send)
             return
@@ -74,20 +74,27 @@ class CacheGate:
         if kept.answer is not None:
             await cache.put(key, kept.answer)
 
-    def _key(self, scope: Scope, body: dict[str, object] | None) -> str | None:
-        if body is None:
-            return None
-        name = body.get("model")
-        model = self._identify(name if isinstance(name, str) else None)
-        if model is None:
-            return None
-        path = scope["path"]
-        if path not in _ALWAYS_THE_SAME and not is_deterministic(body, greedy_by_default=model.greedy_by_default):
-            return None
-        try:
-            return cache_key(caller_of(scope).id or "", path, model.digest, body)
-        except RecursionError:  # nested so deep that the route will refuse it
-            return None
+
+def answer_key(
+    caller: str, path: str, body: dict[str, object] | None, identify: IdentifyModel, *, kind: str = ""
+) -> str | None:
+    """The name under which the answer to a request is kept; none for one that is not kept.
+
+    caller: the id of the key. path: the route. body: a JSON object, if it is one. kind: of the answer's bytes, where
+    they are not the route's own.
+    """
+    if body is None or path not in CACHED_ROUTES:
+        return None
+    name = body.get("model")
+    model = identify(name if isinstance(name, str) else None)
+    if model is None:
+        return None
+    if path not in _ALWAYS_THE_SAME and not is_deterministic(body, greedy_by_default=model.greedy_by_default):
+        return None
+    try:
+        return cache_key(caller, kind + path, model.digest, body)
+    except RecursionError:  # nested so deep that the route will refuse it
+        return None
 
 
 class _Kept:

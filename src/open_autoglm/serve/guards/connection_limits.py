@@ -205,11 +205,12 @@ def with_open_files(settings: ServeSettings) -> ServeSettings:
     """
     most = settings.connections.max_connections
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = most + _OTHER_FILES
+    num_servers = 1 if settings.grpc_port is None else 2
+    wanted = most * num_servers + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        most = max(1, min(most, soft - _OTHER_FILES))
+        most = max(1, min(most, (soft - _OTHER_FILES) // num_servers))
     return replace(settings, connections=replace(settings.connections, max_connections=most))
 
 

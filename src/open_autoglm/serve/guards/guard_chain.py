@@ -68,6 +68,16 @@ class Guards:
         return self._policy.ring
 
     @property
+    def rates(self) -> RatePolicy:
+        """The limits on what callers may ask, for servers that speak other protocols too."""
+        return self._policy.rates
+
+    @property
+    def identify(self) -> IdentifyModel:
+        """What the cache must know of a model, for servers that speak other protocols too."""
+        return self._identify
+
+    @property
     def cache(self) -> MemoryCache | RedisCache | None:
         """The store of answers, if there is one."""
         return self._cache

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,11 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from open_autoglm.errors import OpenAutoGLMError
 from open_autoglm.serve.error_shape import error_response
-from open_autoglm.serve.guards.authentication import caller_of, is_public
+from open_autoglm.serve.guards.authentication import Caller, caller_of, is_public
 from open_autoglm.serve.guards.body_ahead import body_ahead
 from open_autoglm.serve.guards.client_address import client_address
 from open_autoglm.serve.guards.guard_settings import RateSettings
-from open_autoglm.serve.guards.rate_limits import RateLimiter
+from open_autoglm.serve.guards.rate_limits import RateLimiter, TokenMeter
 
 _BYTES_PER_TOKEN: Final = 4
 """For the reservation of a prompt, whose tokens are counted later."""
@@ -83,9 +83,7 @@ class RateGate:
                 ahead = await body_ahead(scope, receive, policy.max_body)
                 receive = ahead.receive
                 if ahead.value is not None:
-                    model = ahead.value.get("model")
-                    caller.check_model(model if isinstance(model, str) else None)
-                    meter.reserve(-(-len(ahead.body) // _BYTES_PER_TOKEN), _answer_tokens(ahead.value))
+                    reserve(caller, meter, ahead.value, len(ahead.body))
         except OpenAutoGLMError as error:
             await error_response(error)(scope, receive, _with_headers(send, admission.headers()))
             return
@@ -121,6 +119,16 @@ class RateGate:
             meter.close(failed=failed)
 
 
+def reserve(caller: Caller, meter: TokenMeter, body: Mapping[str, Any], num_bytes: int) -> None:
+    """Reserve what a request may use. body: the fields of a REST request. num_bytes: of it as it came.
+
+    Raises HttpError 403 for a model that the caller may not use, 429 for more tokens than it has.
+    """
+    model = body.get("model")
+    caller.check_model(model if isinstance(model, str) else None)
+    meter.reserve(-(-num_bytes // _BYTES_PER_TOKEN), _answer_tokens(body))
+
+
 def _is_json(message: Message) -> bool:
     return any(
         name.lower() == b"content-type" and value.startswith(b"application/json")
@@ -148,7 +156,7 @@ def _with_headers(send: Send, headers: dict[str, str]) -> Send:
     return wrapped
 
 
-def _answer_tokens(body: dict[str, Any]) -> int | None:
+def _answer_tokens(body: Mapping[str, Any]) -> int | None:
     """The most that the answers may have, as the client says; what is no number is the route's to refuse."""
     limits = [body.get("max_completion_tokens"), body.get("max_tokens")]
     given = [item for item in limits if isinstance(item, int) and not isinstance(item, bool) and 0 < item <= _MOST]

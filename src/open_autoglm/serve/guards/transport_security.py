@@ -5,17 +5,32 @@ from __future__ import annotations
 
 import ssl
 import stat
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.serve.guards.guard_settings import TlsSettings, existing_file
 from open_autoglm.storage import explained
 
 
+@dataclass(frozen=True)
+class PemFiles:
+    """What the files of `TlsSettings` hold, for servers that have TLS of their own. client_ca: empty without one."""
+
+    certificate: bytes
+    key: bytes = field(repr=False)
+    client_ca: bytes
+
+
 class ServerContext:
-    """The server's side of TLS, as `tls_context` made it. context: for connections."""
+    """The server's side of TLS, as `tls_context` made it.
+
+    context: for connections. files: what it was made from, a new object each time that they are read.
+    """
 
     def __init__(self, context: ssl.SSLContext, settings: TlsSettings) -> None:
         self.context, self._settings = context, settings
+        self.files = _files_of(settings)
 
     def load_again(self) -> None:
         """Read the certificate and its key again, for new connections.
@@ -23,6 +38,7 @@ class ServerContext:
         Raises as `tls_context` does; the old ones stay then.
         """
         _load_certificate(self.context, self._settings)
+        self.files = replace(_files_of(self._settings), client_ca=self.files.client_ca)
 
 
 def tls_context(settings: TlsSettings) -> ServerContext | None:
@@ -76,6 +92,16 @@ def _load_certificate(context: ssl.SSLContext, settings: TlsSettings) -> None:
             raise ConfigurationError(
                 f"--tls-certificate, --tls-key: cannot read {certificate} and {key}: {_reason(error)}"
             ) from None
+
+
+def _files_of(settings: TlsSettings) -> PemFiles:
+    def content(path: str | None) -> bytes:
+        if path is None:
+            return b""
+        with explained(Path(path), "read"):
+            return Path(path).expanduser().read_bytes()
+
+    return PemFiles(content(settings.tls_certificate), content(settings.tls_key), content(settings.tls_client_ca))
 
 
 def _reason(error: OSError) -> str:

@@ -101,7 +101,7 @@ async def _events(
     models: Models, name: str, order: Order, writer: AnswerWriter, meter: TokenMeter
 ) -> AsyncGenerator[str, None]:
     """All events of a stream; the first is ready when the engine has computed a token of some choice."""
-    used = _TokensUsed(order)
+    used = TokensUsed(order)
     async with models.use(name) as model, aclosing(model.stream(order)) as pieces:
         async for some in pieces:
             if meter.counts:
@@ -112,7 +112,7 @@ async def _events(
     yield writer.closing_events()
 
 
-class _TokensUsed:
+class TokensUsed:
     """What the pieces of a stream have taken so far. prompt_tokens: once they are told for all prompts."""
 
     def __init__(self, order: Order) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from fastapi import Request, Response
 
+from open_autoglm.engine.orders import ChatOrder
 from open_autoglm.serve.json_body import read_json_object
 from open_autoglm.serve.models.model_client import Models
 from open_autoglm.serve.routes.answering import answer
@@ -12,6 +13,12 @@ from open_autoglm.serve.routes.chat_request import ChatCompletionRequest
 from open_autoglm.serve.routes.chat_response import ChatResponseWriter
 from open_autoglm.serve.routes.sampling_fields import check_total
 from open_autoglm.serve.settings import ServeSettings
+
+
+def chat_order(asked: ChatCompletionRequest, settings: ServeSettings) -> ChatOrder:
+    """What the model is asked, within the operator's limits. Raises RequestError as `ChatCompletionRequest.order`."""
+    check_total(asked.num_choices, settings.max_choices, "n", "n")
+    return asked.order(settings.max_generated)
 
 
 class ChatRoute:
@@ -24,8 +31,7 @@ class ChatRoute:
         """Answer one request."""
         asked = ChatCompletionRequest.parse(await read_json_object(request, self._settings.max_body))
         name = self._models.resolve(asked.model)
-        check_total(asked.num_choices, self._settings.max_choices, "n", "n")
-        order = asked.order(self._settings.max_generated)
+        order = chat_order(asked, self._settings)
         writer = ChatResponseWriter(
             name, asked.num_choices, logprobs=bool(asked.logprobs), with_usage=asked.with_usage, echoed=asked.echoed
         )

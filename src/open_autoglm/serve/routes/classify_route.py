@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 from fastapi import Request, Response
@@ -30,6 +31,18 @@ class ClassifyRequest(RequestModel):
     user: StrictStr | None = Field(None, description="Taken and not used.")
 
 
+def classify_order(asked: ClassifyRequest, settings: ServeSettings) -> ClassifyOrder:
+    """What the model is asked, within the operator's limits. Raises RequestError for too many inputs."""
+    inputs = [asked.input] if isinstance(asked.input, str) else asked.input
+    check_total(len(inputs), min(_MAX_INPUTS, settings.max_queued), "the number of inputs", "input")
+    return ClassifyOrder(inputs)
+
+
+def likeliest_label(labels: Sequence[str], probabilities: Sequence[float]) -> str:
+    """The label with the highest probability, the first of equals."""
+    return labels[max(range(len(probabilities)), key=probabilities.__getitem__)]
+
+
 class ClassifyRoute:
     """The route's parts: the models and the operator's limits."""
 
@@ -40,15 +53,13 @@ class ClassifyRoute:
         """Answer one request."""
         asked = ClassifyRequest.parse(await read_json_object(request, self._settings.max_body))
         name = self._models.resolve(asked.model)
-        inputs = [asked.input] if isinstance(asked.input, str) else asked.input
-        check_total(len(inputs), min(_MAX_INPUTS, self._settings.max_queued), "the number of inputs", "input")
-        reply = await reply_to(request, self._models, name, ClassifyOrder(inputs))
+        reply = await reply_to(request, self._models, name, classify_order(asked, self._settings))
         if not isinstance(reply, Classes):
             return client_gone()
         data = [
             {
                 "index": index,
-                "label": reply.labels[max(range(len(row)), key=row.__getitem__)],
+                "label": likeliest_label(reply.labels, row),
                 "probs": row,
                 "num_classes": len(row),
             }

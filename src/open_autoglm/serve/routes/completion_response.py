@@ -53,9 +53,7 @@ class CompletionResponseWriter:
         choices: list[dict[str, Any]] = []
         for number, echo in enumerate(self._echoes):
             made = self._pieces[number * self._num_made : (number + 1) * self._num_made]
-            if self._num_made > self._num_choices:
-                made = sorted(made, key=_mean_logprob, reverse=True)[: self._num_choices]
-            for pieces in made:
+            for pieces in likeliest(made, self._num_choices):
                 text = echo + "".join(piece.text for piece in pieces)
                 scores = [score for piece in pieces for score in piece.scores]
                 choices.append(self._choice(len(choices), text, scores, 0, pieces[-1].finish_reason))
@@ -93,6 +91,11 @@ class CompletionResponseWriter:
 
     def _usage_body(self) -> dict[str, Any]:
         return usage_body(self._usage, self._num_made)
+
+
+def likeliest(made: Sequence[list[Piece]], count: int) -> Sequence[list[Piece]]:
+    """The `count` answers that are likeliest per token, best first; all of them, as they are, if there are no more."""
+    return made if len(made) <= count else sorted(made, key=_mean_logprob, reverse=True)[:count]
 
 
 def _logprobs(scores: Sequence[TokenScore], offset: int) -> dict[str, Any]:

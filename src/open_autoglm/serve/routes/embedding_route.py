@@ -7,7 +7,7 @@ import array
 import base64
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -60,6 +60,21 @@ class EmbeddingRequest(RequestModel):
         return [item for item in self.input if not isinstance(item, int)]
 
 
+def embed_order(asked: EmbeddingRequest, settings: ServeSettings) -> EmbedOrder:
+    """What the model is asked, within the operator's limits. Raises RequestError for too many inputs."""
+    inputs = asked.inputs
+    check_total(len(inputs), min(MAX_INPUTS, settings.max_queued), "the number of inputs", "input")
+    return EmbedOrder(inputs, asked.pooling or "mean", asked.normalize is not False, asked.dimensions)
+
+
+def vector_of(row: bytes) -> array.array[float]:
+    """The numbers of a vector as a reply has it: float32, little-endian."""
+    numbers = array.array("f", row)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
+
+
 class EmbeddingRoute:
     """The route's parts: the models and the operator's limits."""
 
@@ -70,15 +85,12 @@ class EmbeddingRoute:
         """Answer one request."""
         asked = EmbeddingRequest.parse(await read_json_object(request, self._settings.max_body))
         name = self._models.resolve(asked.model)
-        inputs = asked.inputs
-        check_total(len(inputs), min(MAX_INPUTS, self._settings.max_queued), "the number of inputs", "input")
-        order = EmbedOrder(inputs, asked.pooling or "mean", asked.normalize is not False, asked.dimensions)
-        reply = await reply_to(request, self._models, name, order)
+        reply = await reply_to(request, self._models, name, embed_order(asked, self._settings))
         if not isinstance(reply, Embeddings):
             return client_gone()
         as_text = asked.encoding_format == "base64"
         data = [
-            {"object": "embedding", "index": index, "embedding": _text(row) if as_text else _numbers(row)}
+            {"object": "embedding", "index": index, "embedding": _text(row) if as_text else vector_of(row).tolist()}
             for index, row in enumerate(reply.vectors)
         ]
         usage = {"prompt_tokens": reply.prompt_tokens, "total_tokens": reply.prompt_tokens}
@@ -88,10 +100,3 @@ class EmbeddingRoute:
 def _text(row: bytes) -> str:
     """float32, little-endian, in base64, as OpenAI's clients read it."""
     return base64.b64encode(row).decode()
-
-
-def _numbers(row: bytes) -> list[Any]:
-    numbers = array.array("f", row)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tolist()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,12 +17,12 @@ def add_health_routes(app: FastAPI, models: Models) -> None:
 
     @app.api_route("/v1/models", methods=["GET", "HEAD"])
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [_card(status) for status in models.statuses()]}
+        return {"object": "list", "data": [model_card(status) for status in models.statuses()]}
 
     @app.api_route("/v1/models/{model_id:path}", methods=["GET", "HEAD"])
     async def get_model(model_id: str) -> dict[str, Any]:
         name = models.resolve(model_id)
-        return next(_card(status) for status in models.statuses() if status.name == name)
+        return next(model_card(status) for status in models.statuses() if status.name == name)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> JSONResponse:
@@ -45,12 +46,16 @@ def add_health_routes(app: FastAPI, models: Models) -> None:
     async def ready() -> JSONResponse:
         """Whether every model that is loaded has computed a step within the last seconds."""
         statuses = models.statuses()
-        is_ready = not any(map(_is_away, statuses)) and any(status.state != "failed" for status in statuses)
         body = {
-            "status": "ready" if is_ready else "not ready",
+            "status": "ready" if (is_up := are_ready(statuses)) else "not ready",
             "models": {status.name: _readiness(status) for status in statuses},
         }
-        return JSONResponse(body, 200 if is_ready else 503)
+        return JSONResponse(body, 200 if is_up else 503)
+
+
+def are_ready(statuses: Sequence[ModelStatus]) -> bool:
+    """Whether every model that is loaded has computed a step within the last seconds, and not all are down."""
+    return not any(map(_is_away, statuses)) and any(status.state != "failed" for status in statuses)
 
 
 def _is_away(status: ModelStatus) -> bool:
@@ -63,7 +68,8 @@ def _readiness(status: ModelStatus) -> dict[str, Any]:
     return body if status.reason is None else {**body, "reason": status.reason}
 
 
-def _card(status: ModelStatus) -> dict[str, Any]:
+def model_card(status: ModelStatus) -> dict[str, Any]:
+    """A model as `/v1/models` lists it."""
     return {
         "id": status.name,
         "object": "model",
