@@ -110,5 +110,9 @@ def test_every_source_file_names_its_licence() -> None:
 
 
 def test_files_stay_small_enough_to_read() -> None:
-    long = {str(p.relative_to(PACKAGE)): n for p in sources() if (n := len(p.read_text().splitlines())) > 480}
+    long = {
+        str(p.relative_to(PACKAGE)): n
+        for p in sources()
+        if "_pb2" not in p.name and (n := len(p.read_text().splitlines())) > 480
+    }
     assert not long

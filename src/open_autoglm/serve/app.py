@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,8 @@ from fastapi import FastAPI
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.serve.error_shape import HttpError, install_error_handlers
 from open_autoglm.serve.guards.cache_gate import IdentifyModel, ModelIdentity
-from open_autoglm.serve.guards.guard_chain import install_guards
+from open_autoglm.serve.guards.guard_chain import Guards, install_guards
+from open_autoglm.serve.guards.transport_security import ServerContext
 from open_autoglm.serve.models.model_client import Models, OneModel
 from open_autoglm.serve.routes.chat_route import ChatRoute
 from open_autoglm.serve.routes.classify_route import ClassifyRoute
@@ -28,6 +30,7 @@ from open_autoglm.version import __version__
 
 if TYPE_CHECKING:
     from open_autoglm.engine import LLM
+    from open_autoglm.serve.grpc.grpc_server import GrpcServer
 
 
 def create_app(llm: LLM, settings: ServeSettings) -> FastAPI:
@@ -45,15 +48,22 @@ def create_app(llm: LLM, settings: ServeSettings) -> FastAPI:
     return app
 
 
-def create_app_of(models: Models, settings: ServeSettings) -> FastAPI:
-    """The application over models that may live elsewhere; `app.state.models`. It starts and stops them."""
+def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | None = None) -> FastAPI:
+    """The application over models that may live elsewhere; `app.state.models`. It starts and stops them.
+
+    With a `grpc_port` it also starts and stops the gRPC twin, `app.state.grpc`. tls: for that one.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await models.start()
         try:
+            if beside is not None:
+                await beside.start()
             yield
         finally:
+            if beside is not None:
+                await beside.stop()
             await models.stop()
 
     app = FastAPI(
@@ -61,7 +71,8 @@ def create_app_of(models: Models, settings: ServeSettings) -> FastAPI:
     )
     app.state.models = models
     install_error_handlers(app)
-    install_guards(app, settings, identity_of(models))
+    guards = install_guards(app, settings, identity_of(models))
+    beside = app.state.grpc = None if settings.grpc_port is None else _grpc_server(models, guards, tls)
     app.add_route("/v1/chat/completions", ChatRoute(models, settings).answer, methods=["POST"])
     app.add_route("/v1/completions", CompletionRoute(models, settings).answer, methods=["POST"])
     app.add_route("/v1/embeddings", EmbeddingRoute(models, settings).answer, methods=["POST"])
@@ -72,6 +83,18 @@ def create_app_of(models: Models, settings: ServeSettings) -> FastAPI:
     add_health_routes(app, models)
     mount_playground(app)
     return app
+
+
+def _grpc_server(models: Models, guards: Guards, tls: ServerContext | None) -> GrpcServer:
+    # Its core writes a line to stderr for each call that it refuses, and for what we tell in our own words.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        from open_autoglm.serve.grpc.grpc_server import GrpcServer
+    except ImportError as error:
+        raise ConfigurationError(
+            f"--grpc-port needs packages that are not installed ({error.name}): pip install 'open-autoglm[grpc]'"
+        ) from None
+    return GrpcServer(models, guards, tls)
 
 
 def identity_of(models: Models) -> IdentifyModel:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import signal
 import socket
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
@@ -22,6 +23,9 @@ from open_autoglm.serve.guards.reload import reload_on_hangup
 from open_autoglm.serve.guards.transport_security import ServerContext
 from open_autoglm.serve.models.model_client import Models
 from open_autoglm.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from open_autoglm.serve.grpc.grpc_server import GrpcServer
 
 _CLOSING_SECONDS: Final = 5
 """What connections get to take their last bytes once the engine is done."""
@@ -80,7 +84,7 @@ def run_server(
     Raises ConfigurationError or StorageError for a key file that cannot be used, and what loading the models raises.
     """
     settings = with_open_files(settings)
-    app = create_app_of(models, settings)
+    app = create_app_of(models, settings, tls)
     config = uvicorn.Config(
         app,
         **connection_options(settings, tls),
@@ -97,22 +101,29 @@ def run_server(
             read = reread
             reload_on_hangup(app.state.guards, tls, lambda: with_open_files(read()))
         url, names = _url(listener, is_encrypted=tls is not None), ", ".join(models.names())
-        print(f"ready: {url} serves {names} (started in {seconds:.1f} s)", file=sys.stderr, flush=True)  # noqa: T201
+        beside = "" if app.state.grpc is None else f", gRPC at {app.state.grpc.address}"
+        print(f"ready: {url} serves {names}{beside} (started in {seconds:.1f} s)", file=sys.stderr, flush=True)  # noqa: T201
 
     server = _DrainingServer(config, models, settings.drain_seconds, announce)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve(server, models, listener))
+        runner.run(_serve(server, models, listener, app.state.grpc))
 
 
-async def _serve(server: uvicorn.Server, models: Models, listener: socket.socket) -> None:
-    await models.start()  # before the server does, so that what is wrong with a model can be told
-    if threading.current_thread() is threading.main_thread():
-        # uvicorn raises the signal that stopped it once more when it is done; the default would kill the process.
-        signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        await models.stop()
+async def _serve(
+    server: uvicorn.Server, models: Models, listener: socket.socket, grpc_server: GrpcServer | None
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        if grpc_server is not None:
+            grpc_server.bind()  # a port in use is told before the models have loaded
+            stack.push_async_callback(grpc_server.stop, 0.0)  # uvicorn does not end its application when it is hurried
+        await models.start()  # before the server does, so that what is wrong with a model can be told
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn raises the signal that stopped it once more when it is done; the default would kill the process.
+            signal.signal(signal.SIGTERM, lambda *_: None)
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            await models.stop()
 
 
 def _url(listener: socket.socket, *, is_encrypted: bool) -> str:

@@ -33,8 +33,9 @@ _SocketArguments = tuple[Any, Any, int, str, Any]
 class ServeSettings:
     """How a server listens and what it takes. `serve.configuration` reads it from a file, the environment and flags.
 
-    port: 0 takes any free one. api_key: what clients must send; none asks for nothing, which is refused on an address
-    that other machines reach unless `allow_unauthenticated`. served_model_name: the bundle's own name if not given.
+    port: 0 takes any free one. grpc_port: of the gRPC twin, likewise; none for no twin. api_key: what clients must
+    send; none asks for nothing, which is refused on an address that other machines reach unless
+    `allow_unauthenticated`. served_model_name: the bundle's own name if not given.
     max_body: bytes of a request. max_choices: of `n`. max_generated: tokens of one request, `n` times `max_tokens`.
     max_queued: choices in work and waiting. drain_seconds: what running answers get after SIGTERM.
     Raises ConfigurationError for a setting that cannot be.
@@ -42,6 +43,7 @@ class ServeSettings:
 
     host: str = option(DEFAULT_HOST, "The address to listen on.")
     port: int = option(DEFAULT_PORT, "The port to listen on; 0 takes any free one.")
+    grpc_port: int | None = option(None, "Speak gRPC too, on this port; 0 takes any free one.")
     api_key: str | None = option(None, "What clients must send as a bearer token.", secret=True, live=True)
     allow_unauthenticated: bool = option(False, "Listen on an address that others reach, without a key.")
     served_model_name: str | None = option(None, "What clients call the model.")
@@ -59,6 +61,10 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigurationError(f"--port {self.port} is not a port; give a number from 0 to 65535")
+        if self.grpc_port is not None and not 0 <= self.grpc_port <= 65535:
+            raise ConfigurationError(f"--grpc-port {self.grpc_port} is not a port; give a number from 0 to 65535")
+        if self.grpc_port == self.port != 0:
+            raise ConfigurationError(f"--grpc-port and --port are both {self.port}; give two")
         if self.api_key is not None and (not self.api_key or not self.api_key.isprintable() or " " in self.api_key):
             raise ConfigurationError("the API key must be printable characters without spaces, and not empty")
         if self.served_model_name is not None and not self.served_model_name.strip():
@@ -77,6 +83,14 @@ class ServeSettings:
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address. Raises ConfigurationError for one that is not ours."""
     return all(address.is_loopback for address, _ in _addresses(host, 0))
+
+
+def listening_address(host: str) -> str:
+    """The one address that a host's name means here, as servers listen on it.
+
+    Raises ConfigurationError for a name that is not ours.
+    """
+    return str(_addresses(host, 0)[0][1][4][0])
 
 
 def _addresses(host: str, port: int) -> list[tuple[_Address, _SocketArguments]]:
