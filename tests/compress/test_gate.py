@@ -61,8 +61,8 @@ def test_a_metric_of_nothing_allows_no_loss() -> None:
 class Fake:
     """Formats with chosen numbers of wrong answers; the files are real."""
 
-    def __init__(self, folder: Path, wrong: dict[str, int], slow: str | None = None) -> None:
-        self.folder, self.wrong, self.slow = folder, wrong, slow
+    def __init__(self, folder: Path, wrong: dict[str, int], slow: str | None = None, count: int = 1000) -> None:
+        self.folder, self.wrong, self.slow, self.count = folder, wrong, slow, count
 
     def make(self, tried: Format) -> Path:
         path = self.folder / tried.name.replace(" ", "-")
@@ -72,7 +72,7 @@ class Fake:
         return path
 
     def score(self, tried: Format) -> ExampleScores:
-        values = np.ones(1000)
+        values = np.ones(self.count)
         values[: self.wrong.get(tried.name, 0)] = 0
         return scores(values)
 
@@ -103,6 +103,15 @@ def test_the_smallest_that_is_shown_to_lose_little_is_taken(tmp_path: Path, wron
         assert trial.loss_bound >= trial.loss
     best = decision.best("int4")
     assert best is None or (best.accepted and best.format.weights == "int4")
+
+
+def test_4_bits_are_not_taken_where_they_show_nothing(tmp_path: Path) -> None:
+    few = Fake(tmp_path, {}, count=99)
+    hopeless = Fake(tmp_path, dict.fromkeys((EXACT.name, *(item.name for item in ORDER)), 1000))
+    for fake in (few, hopeless):
+        decision = decide(fake.make, fake.score, fake.measure, higher_is_better=True)
+        assert decision.chosen.format.name == "int8"
+        assert decision.best("int4") is None
 
 
 def test_without_time_int8_is_tried_alone_and_the_rest_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,9 @@ from open_autoglm.compress.paired_bootstrap import CONFIDENCE, ExampleScores, Lo
 
 DEFAULT_TOLERANCE: Final = 0.01
 """The share of the metric that a smaller format may cost."""
+
+FEWEST_EXAMPLES: Final = 100
+"""Of the validation split, for 4 bits to be taken: that so few came out alike shows little about the others."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +108,12 @@ def decide(
 
     make: write a format's weights, and say where. score: a format's scores, example by example, the same examples each
     time. measure: its speed on the engine. seconds: for all of it; no further format is begun that would take longer
-    than what is left; None for no limit. float32 is scored first and int8 always tried.
+    than what is left; None for no limit. float32 is scored first and int8 always tried. 4 bits are never taken where they
+    cannot show what they cost: with few examples, or of a model that gets nothing right.
     """
     began = time.monotonic()
     exact = score(EXACT)
+    can_tell = len(exact.values) >= FEWEST_EXAMPLES and exact.metric != 0
     file = make(EXACT)
     spent = time.monotonic() - began
     trials = [_trial(EXACT, file, exact, Loss(0.0, 0.0, 0.0), exact.metric, tolerance, measure(EXACT), spent)]
@@ -127,6 +132,8 @@ def decide(
         spent = time.monotonic() - started
         longest = max(longest, spent)
         trials.append(_trial(tried, file, found, loss, exact.metric, tolerance, latency, spent))
+    if not can_tell:
+        trials = [replace(trial, accepted=False) if trial.format.weights == "int4" else trial for trial in trials]
     accepted = [trial for trial in trials if trial.accepted]
     # Files of the same width are as good as equal in size; then the metric decides.
     chosen = min(accepted, key=lambda trial: (trial.format.bits, trial.loss))

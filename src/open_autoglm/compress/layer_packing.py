@@ -15,6 +15,7 @@ from open_autoglm.compress.calibration import Calibration
 from open_autoglm.compress.grids import Rounding, ScaleType
 from open_autoglm.compress.layer_rounding import LayerRounder, MatrixReport
 from open_autoglm.compress.settings import LEAST_GROUP, QuantizationSettings
+from open_autoglm.errors import CheckpointError
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.layer_loading import load_layer
 from open_autoglm.models.packed_codes import PackedLayout
@@ -23,6 +24,7 @@ from open_autoglm.models.tensor_names import tensor_shapes
 from open_autoglm.models.tensor_writing import StoredTensor, as_float_type
 from open_autoglm.models.weights import DenseWeight, WeightReader
 
+_LARGEST_HALF: Final = 65504.0
 _EXACT: Final = ("mlp.gate.weight", "mlp.gate.e_score_correction_bias")
 """Tensors of a layer that stay in float32: their last bits decide which experts are chosen."""
 
@@ -131,6 +133,10 @@ def pack_layers(
                 continue
             exact = name in _EXACT
             stored = as_float_type(DenseWeight(tensor.detach().numpy()), "float32" if exact else plan.dense_type)
+            if not torch.isfinite(tensor).all() or (
+                stored.dtype == "F16" and float(tensor.abs().max()) > _LARGEST_HALF
+            ):
+                raise CheckpointError(f"{prefix}{name} holds numbers that are too large or not finite")
             tensors[prefix + name] = stored
             if not exact:  # the layer computes on as it will be read
                 tensor.copy_(torch.from_numpy(DenseWeight(stored.values, stored.dtype == "BF16").float32()))

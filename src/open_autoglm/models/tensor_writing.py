@@ -71,4 +71,7 @@ def as_float_type(weight: DenseWeight, name: str) -> StoredTensor:
         return StoredTensor("BF16", weight.values)
     if name == "bfloat16":
         return StoredTensor("BF16", to_bfloat16(weight.float32()))
-    return StoredTensor.of(weight.values if weight.values.dtype == name else weight.float32().astype(name))
+    if weight.values.dtype == name:
+        return StoredTensor.of(weight.values)
+    with np.errstate(over="ignore"):  # whoever writes it looks for infinities
+        return StoredTensor.of(weight.float32().astype(name))

@@ -57,7 +57,10 @@ class Packer:
         # A table that is also the output matrix feeds both ends of the model: 8 bits, where others get 4.
         tied_format = "int8" if self._format == "int4" else self._format
         output_format = tied_format if config.tie_word_embeddings else self._format
-        packed.matrices["output"] = self._matrix([reader.linear("lm_head")], format=output_format)
+        output = reader.linear("lm_head")
+        if isinstance(output, Int8Weight) and output_format == "int4":
+            output_format = "int8"  # as a build stored it
+        packed.matrices["output"] = self._matrix([output], format=output_format)
         if not config.tie_word_embeddings:
             self._pack_embedding(packed, reader.linear("model.embed_tokens"))
         return packed
