@@ -33,6 +33,7 @@ STEPS: Final[dict[str, str]] = {
 MINIMUM_BUDGET: Final = 40.0
 _LIMIT_FACTOR: Final = 3.0
 _LIMIT_EXTRA_SECONDS: Final = 1800.0
+_MAX_LICENSE: Final = 200
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PLAIN_NAMES: Final = ("train", "training", "data", "dataset")
 
@@ -61,7 +62,7 @@ class BuildSettings:
 
     budget: seconds for everything. trials: how many to start; chosen from the budget if None. steps: train the
     winner for exactly so many optimiser steps and look at no clock, which makes a build repeatable. mask_pii,
-    remove_near_duplicates: as `data.prepare` has them.
+    remove_near_duplicates: as `data.prepare` has them. license: of the model, an SPDX expression.
     """
 
     train: Path
@@ -78,11 +79,12 @@ class BuildSettings:
     seed: int = 0
     mask_pii: bool = False
     remove_near_duplicates: bool = False
+    license: str | None = None
 
     def to_payload(self) -> dict[str, Any]:
         """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
         payload = asdict(self)
-        for name in ("mask_pii", "remove_near_duplicates"):
+        for name in ("mask_pii", "remove_near_duplicates", "license"):
             if not payload[name]:
                 del payload[name]  # a run that was begun before there were such settings goes on
         for name in ("train", "valid", "test", "base", "out"):
@@ -112,13 +114,14 @@ def build(
     seed: int = 0,
     mask_pii: bool = False,
     remove_near_duplicates: bool = False,
+    license: str | None = None,  # noqa: A002 - the field's own word
 ) -> BuildResult:
     """Build a small GLM from a file of data.
 
     data: a file, or a folder with `train.*` and perhaps `valid.*` (or `dev.*`) and `test.*`. out: the run folder,
     `runs/NAME` if not given; a second call on the same folder continues there. budget: seconds, or like `15m`.
     mask_pii: train on `[EMAIL]`, `[PHONE]`, ... in place of personal data and secrets. remove_near_duplicates: take
-    near-duplicates out of the training split.
+    near-duplicates out of the training split. license: what the bundle says of itself, an SPDX expression.
     Raises an OpenAutoGLMError that says what to do: DataError, ConfigurationError, BudgetError, StorageError,
     RunLockedError, TrainingError, CheckpointError or PipelineError.
     """
@@ -138,6 +141,7 @@ def build(
         seed=seed,
         mask_pii=mask_pii,
         remove_near_duplicates=remove_near_duplicates,
+        license=license,
     )
     payload = settings.to_payload()
     lock = FolderLock(settings.out)
@@ -196,6 +200,7 @@ def check_settings(
     seed: int,
     mask_pii: bool = False,
     remove_near_duplicates: bool = False,
+    license: str | None = None,  # noqa: A002 - the field's own word
 ) -> BuildSettings:
     """Everything that can be found wrong before any work. Raises ConfigurationError, DataError or BudgetError."""
     train, found_valid, found_test = find_splits(Path(data))
@@ -208,6 +213,8 @@ def check_settings(
     for name, value, least in (("trials", trials, 1), ("steps", steps, 1), ("seed", seed, 0)):
         if value is not None and value < least:
             raise ConfigurationError(f"--{name} must be at least {least}, not {value}")
+    if license is not None and not (license.isprintable() and 0 < len(license.strip()) <= _MAX_LICENSE):
+        raise ConfigurationError("--license must be a few printable words, such as Apache-2.0 or LicenseRef-Internal")
     if target not in KNOWN_TARGETS:
         raise ConfigurationError(f"unknown target '{target}'; known: {', '.join(KNOWN_TARGETS)} (this machine)")
     chosen_valid = Path(valid) if valid is not None else found_valid
@@ -232,6 +239,7 @@ def check_settings(
         seed=seed,
         mask_pii=mask_pii,
         remove_near_duplicates=remove_near_duplicates,
+        license=license,
     )
 
 

@@ -44,6 +44,7 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
         say(f"bundle: {task.metric} {evaluation.value:.4f} on the {evaluation.n} examples of the test split")
     report = work.prepared.report.to_dict()
     data_report = write_data_report(staging, report)
+    lineage = _lineage(payload, data_report)
     manifest = BundleManifest(
         name=plain_name(context.folder.name),
         task=task.to_dict(),
@@ -64,7 +65,8 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
         },
         target=resolve_target(payload["settings"]["target"]).to_dict(),
         metrics=metrics,
-        lineage=_lineage(payload, data_report),
+        lineage=lineage,
+        license=payload["settings"].get("license") or next((p.get("license") for p in lineage["parents"]), None),
     )
     sizes = {"float32": (staging / WEIGHTS_FILE).stat().st_size}
     sizes |= {name: record.size for name, record in manifest.quantizations.items()}

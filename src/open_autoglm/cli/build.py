@@ -47,6 +47,7 @@ def build_command(
         int | None, typer.Option(help="Train the winner for exactly so many steps, whatever the time.")
     ] = None,
     seed: Annotated[int, typer.Option(help=HELP["seed"])] = 0,
+    license_: Annotated[str | None, typer.Option("--license", help="Of the model, as SPDX names it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
 ) -> None:
     """Build a small GLM from DATA: read, search, train, compress, package."""
@@ -73,6 +74,7 @@ def build_command(
             seed=seed,
             mask_pii=mask_pii,
             remove_near_duplicates=remove_near_duplicates,
+            license=license_,
         )
     if as_json:
         print_json(result.to_dict())
