@@ -44,10 +44,11 @@ _LIMIT_FACTOR: Final = 3.0
 _LIMIT_EXTRA_SECONDS: Final = 1800.0
 _LATER_SETTINGS: Final = (
     *("mask_pii", "remove_near_duplicates", "metric", "space", "hardware_constraint", "executor", "parallel_trials"),
-    "adapter",
+    *("adapter", "license"),
 )
 """Settings that are written down only where they are given, so that a run of an older version goes on."""
 
+_MAX_LICENSE: Final = 200
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PLAIN_NAMES: Final = ("train", "training", "data", "dataset")
 
@@ -80,7 +81,7 @@ class BuildSettings:
     `ChosenMetric.to_dict` has it. space: a file that changes what is searched. hardware_constraint: bounds that the
     model must keep to. executor, parallel_trials: where trials run, and how many at a time; chosen if None.
     adapter: fine-tune by an adapter on the frozen `base`. tolerance: what smaller
-    weights may cost.
+    weights may cost. license: of the model, an SPDX expression.
     """
 
     train: Path
@@ -104,6 +105,7 @@ class BuildSettings:
     parallel_trials: int | None = None
     adapter: AdapterSettings | None = None
     tolerance: float = DEFAULT_TOLERANCE
+    license: str | None = None
 
     def to_payload(self) -> dict[str, Any]:
         """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
@@ -149,6 +151,7 @@ def build(
     parallel_trials: int | None = None,
     adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
     tolerance: str | float = DEFAULT_TOLERANCE,
+    license: str | None = None,  # noqa: A002 - the field's own word
 ) -> BuildResult:
     """Build a small GLM from a file of data.
 
@@ -162,6 +165,7 @@ def build(
     adapter: `lora` or `qlora` to fine-tune the frozen `base` by an adapter, which is merged in the bundle and kept in
     the run folder; settings of it as `AdapterSettings` or its fields.
     tolerance: the share of the metric that smaller weights may cost and still be served by default, like `1%`.
+    license: what the bundle says of itself, an SPDX expression.
     Raises an OpenAutoGLMError that says what to do: DataError, ConfigurationError, BudgetError, StorageError,
     RunLockedError, TrainingError, CheckpointError or PipelineError.
     """
@@ -188,6 +192,7 @@ def build(
         parallel_trials=parallel_trials,
         adapter=adapter,
         tolerance=tolerance,
+        license=license,
     )
     payload = settings.to_payload()
     lock = FolderLock(settings.out)
@@ -253,6 +258,7 @@ def check_settings(
     parallel_trials: int | None = None,
     adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
     tolerance: str | float = DEFAULT_TOLERANCE,
+    license: str | None = None,  # noqa: A002 - the field's own word
 ) -> BuildSettings:
     """Everything that can be found wrong before any work. Raises ConfigurationError, DataError or BudgetError."""
     train, found_valid, found_test = find_splits(Path(data))
@@ -266,6 +272,8 @@ def check_settings(
     for name, value, least in counts:
         if value is not None and value < least:
             raise ConfigurationError(f"--{name} must be at least {least}, not {value}")
+    if license is not None and not (license.isprintable() and 0 < len(license.strip()) <= _MAX_LICENSE):
+        raise ConfigurationError("--license must be a few printable words, such as Apache-2.0 or LicenseRef-Internal")
     if target not in KNOWN_TARGETS:
         raise ConfigurationError(f"unknown target '{target}'; known: {', '.join(KNOWN_TARGETS)} (this machine)")
     chosen_valid = Path(valid) if valid is not None else found_valid
@@ -306,6 +314,7 @@ def check_settings(
         parallel_trials=parallel_trials,
         adapter=_check_adapter(adapter, base),
         tolerance=parse_tolerance(tolerance),
+        license=license,
     )
 
 

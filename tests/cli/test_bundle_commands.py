@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`inspect`, `diff`, `verify`, `keygen`, `sign`: what they say, and their exit codes."""
+"""The commands about bundles: what they say, and their exit codes."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 from tests.bundle.small_bundle import make_bundle
 
+import open_autoglm
 from open_autoglm import cli
+from open_autoglm.errors import ConfigurationError
 
 
 class Said:
@@ -92,3 +95,38 @@ def test_diff_ends_with_1_when_bundles_differ(say, tmp_path: Path) -> None:
     assert "- metrics.valid_accuracy: 0.8" in other.out
     assert '~ model.name: "tickets" -> "other"' in other.out
     assert say("diff", first, tmp_path / "nothing").code == 5
+
+
+def test_a_licence_is_a_few_words(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("text,label\na,b\n")
+    for text in (" ", "a\nb", "x" * 300):
+        with pytest.raises(ConfigurationError, match="--license"):
+            open_autoglm.build(tmp_path / "data.csv", out=tmp_path / "run", license=text)
+    assert not (tmp_path / "run").exists()
+
+
+def test_push_and_pull_by_the_commands(say, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path)
+    pushed = say("push", bundle, f"{tmp_path}/store:1.0", "--json")
+    assert pushed.code == 0
+    exact = f"{tmp_path}/store@{pushed.json['digest']}"
+    assert say("pull", exact, "--out", tmp_path / "copy").code == 0
+    assert say("diff", bundle, tmp_path / "copy").code == 0
+    assert say("pull", f"{tmp_path}/store:2.0", "--out", tmp_path / "none").code == 23
+    assert say("pull", f"{tmp_path}/store:2.0", "--out", tmp_path / "copy").code == 2
+    assert say("push", bundle, "gopher://x/y:1").code == 2
+
+
+def test_package_by_the_command(say, tmp_path: Path) -> None:
+    pytest.importorskip("cyclonedx", reason="the extra 'package' is not installed")
+    if not native_engine_is_here():
+        pytest.skip("the compiled engine is not here")
+    made = say("package", make_bundle(tmp_path), "--out", tmp_path / "context", "--json")
+    assert made.code == 0, made.err
+    assert (tmp_path / "context" / "Dockerfile").is_file()
+    assert made.json["image"].startswith("tickets:")
+    assert say("package", tmp_path / "bundle", "--out", tmp_path / "context").code == 2
+
+
+def native_engine_is_here() -> bool:
+    return importlib.util.find_spec("open_autoglm.engine._native") is not None

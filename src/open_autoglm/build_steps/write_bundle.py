@@ -50,6 +50,7 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
     latency = None if task.metric == "perplexity" else work.latency(load_model(staging, weights=weights))
     report = work.prepared.report.to_dict()
     data_report = write_data_report(staging, report)
+    lineage = _lineage(payload, data_report)
     manifest = BundleManifest(
         name=plain_name(context.folder.name),
         task=task.to_dict(),
@@ -71,7 +72,8 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
         },
         target=resolve_target(payload["settings"]["target"]).to_dict(),
         metrics=metrics,
-        lineage=_lineage(payload, data_report),
+        lineage=lineage,
+        license=payload["settings"].get("license") or next((p.get("license") for p in lineage["parents"]), None),
     )
     sizes = {"float32": (staging / WEIGHTS_FILE).stat().st_size}
     sizes |= {name: record.size for name, record in manifest.quantizations.items()}

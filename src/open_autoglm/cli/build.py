@@ -102,6 +102,7 @@ def build_command(
     parallel_trials: Annotated[
         int | None, typer.Option(help="How many trials run at a time; what is fastest here if not given.")
     ] = None,
+    license_: Annotated[str | None, typer.Option("--license", help="Of the model, as SPDX names it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
 ) -> None:
     """Build a small GLM from DATA: read, search, train, compress, package."""
@@ -149,6 +150,7 @@ def build_command(
                 bits=quantization_bit,
             ),
             tolerance=tolerance,
+            license=license_,
         )
     if as_json:
         print_json(result.to_dict())
