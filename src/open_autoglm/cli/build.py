@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,10 +47,13 @@ def build_command(
         int | None, typer.Option(help="Train the winner for exactly so many steps, whatever the time.")
     ] = None,
     seed: Annotated[int, typer.Option(help=HELP["seed"])] = 0,
+    print_pipeline: Annotated[
+        bool, typer.Option("--print-pipeline", help="Print the build as a pipeline's file, and build nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
 ) -> None:
     """Build a small GLM from DATA: read, search, train, compress, package."""
-    from open_autoglm.build_pipeline import build, find_splits
+    from open_autoglm.build_pipeline import build, check_settings, find_splits, specify
     from open_autoglm.data import parse_columns
     from open_autoglm.search.leaderboard import Leaderboard
 
@@ -58,22 +61,28 @@ def build_command(
         chosen, task = choose_reading(
             find_splits(given)[0], parse_columns([*(columns or []), *(more_columns or [])]), task
         )
-        result = build(
-            given,
-            out=out,
-            valid=valid,
-            test=test,
-            task=task,
-            columns=chosen,
-            base=base,
-            target=target,
-            budget=budget,
-            trials=trials,
-            steps=steps,
-            seed=seed,
-            mask_pii=mask_pii,
-            remove_near_duplicates=remove_near_duplicates,
-        )
+        asked: dict[str, Any] = {
+            "out": out,
+            "valid": valid,
+            "test": test,
+            "task": task,
+            "columns": chosen,
+            "base": base,
+            "target": target,
+            "budget": budget,
+            "trials": trials,
+            "steps": steps,
+            "seed": seed,
+            "mask_pii": mask_pii,
+            "remove_near_duplicates": remove_near_duplicates,
+        }
+        if print_pipeline:
+            from open_autoglm.pipeline.yaml_writing import write_pipeline
+
+            settings = check_settings(given, **asked)
+            print(write_pipeline(specify(settings, settings.to_payload())), end="")  # noqa: T201
+            return
+        result = build(given, **asked)
     if as_json:
         print_json(result.to_dict())
         return
