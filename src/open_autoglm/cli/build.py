@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -103,11 +103,14 @@ def build_command(
         int | None, typer.Option(help="How many trials run at a time; what is fastest here if not given.")
     ] = None,
     license_: Annotated[str | None, typer.Option("--license", help="Of the model, as SPDX names it.")] = None,
+    print_pipeline: Annotated[
+        bool, typer.Option("--print-pipeline", help="Print the build as a pipeline's file, and build nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
 ) -> None:
     """Build a small GLM from DATA: read, search, train, compress, package."""
     del print_space
-    from open_autoglm.build_pipeline import build, find_splits
+    from open_autoglm.build_pipeline import build, check_settings, find_splits, specify
     from open_autoglm.data import parse_columns
     from open_autoglm.search.leaderboard import Leaderboard
 
@@ -121,27 +124,26 @@ def build_command(
         chosen, task = choose_reading(
             find_splits(given)[0], parse_columns([*(columns or []), *(more_columns or [])]), task
         )
-        result = build(
-            given,
-            out=out,
-            valid=valid,
-            test=test,
-            task=task,
-            columns=chosen,
-            base=base,
-            target=target,
-            budget=budget,
-            trials=trials,
-            steps=steps,
-            seed=seed,
-            mask_pii=mask_pii,
-            remove_near_duplicates=remove_near_duplicates,
-            metric=metric,
-            space=space,
-            hardware_constraint={name: value for name, value in limits.items() if value is not None},
-            executor=executor,
-            parallel_trials=parallel_trials,
-            adapter=adapter_fields(
+        asked: dict[str, Any] = {
+            "out": out,
+            "valid": valid,
+            "test": test,
+            "task": task,
+            "columns": chosen,
+            "base": base,
+            "target": target,
+            "budget": budget,
+            "trials": trials,
+            "steps": steps,
+            "seed": seed,
+            "mask_pii": mask_pii,
+            "remove_near_duplicates": remove_near_duplicates,
+            "metric": metric,
+            "space": space,
+            "hardware_constraint": {name: value for name, value in limits.items() if value is not None},
+            "executor": executor,
+            "parallel_trials": parallel_trials,
+            "adapter": adapter_fields(
                 adapter,
                 rank=lora_rank,
                 alpha=lora_alpha,
@@ -149,9 +151,16 @@ def build_command(
                 dropout=lora_dropout,
                 bits=quantization_bit,
             ),
-            tolerance=tolerance,
-            license=license_,
-        )
+            "tolerance": tolerance,
+            "license": license_,
+        }
+        if print_pipeline:
+            from open_autoglm.pipeline.yaml_writing import write_pipeline
+
+            settings = check_settings(given, **asked)
+            print(write_pipeline(specify(settings, settings.to_payload())), end="")  # noqa: T201
+            return
+        result = build(given, **asked)
     if as_json:
         print_json(result.to_dict())
         return

@@ -13,6 +13,7 @@ the guard (PR_SET_PDEATHSIG). Two pipes are the protocol between runner and guar
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -26,6 +27,7 @@ from typing import Final
 GRACE_SECONDS: Final = 5.0
 """How long a stage may take to end itself after SIGTERM."""
 
+_ENDINGS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -41,22 +43,27 @@ def run_guarded(work: Callable[[], int], life: int, exits: int) -> int:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in _ENDINGS:
         signal.signal(number, signal.SIG_IGN)  # the runner decides when to stop, and says so on the life pipe
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     guard = os.getpid()
+    # Held back until the worker is ready to die of them, so that one that comes early is not lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     worker = os.fork()
     if worker == 0:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGCHLD, *_ENDINGS):
             signal.signal(number, signal.SIG_DFL)
         os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDINGS)
         _process_control(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard:  # it died before we could ask to die with it
             return 1
         for descriptor in (life, exits, wake_read, wake_write):
             os.close(descriptor)
         return work()
+    with contextlib.suppress(OSError):  # it may have done so itself, or have ended
+        os.setpgid(worker, worker)
     return _guard(worker, life, wake_read)
 
 

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written as YAML is read back as the same pipeline; the build can be printed so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from stages_for_tests import MODULES
+from test_yaml_file import ENVIRONMENT, FULL
+
+from open_autoglm.build_pipeline import STEPS
+from open_autoglm.pipeline.stage import StageCatalog
+from open_autoglm.pipeline.yaml_file import read_pipeline
+from open_autoglm.pipeline.yaml_writing import write_pipeline
+
+
+def test_written_and_read_it_is_the_same(tmp_path: Path) -> None:
+    path, again = tmp_path / "p.yaml", tmp_path / "again.yaml"
+    path.write_text(FULL)
+    first = read_pipeline(path, StageCatalog(MODULES), environment=ENVIRONMENT).specification
+    again.write_text(write_pipeline(first))
+    assert read_pipeline(again, StageCatalog(MODULES), environment=ENVIRONMENT).specification == first
+
+
+def test_the_build_prints_itself_as_a_pipeline(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"p{n}", "response": "a"}) + "\n" for n in range(9))
+    )
+    ran = subprocess.run(
+        [sys.executable, "-m", "open_autoglm", "build", str(tmp_path), "--budget", "2m", "--print-pipeline"],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    (tmp_path / "build.yaml").write_text(ran.stdout)
+    content = yaml.safe_load(ran.stdout)
+    assert [stage["stage"] for stage in content["pipeline"]] == list(STEPS)
+    assert content["pipeline"][0]["config"]["budget"] == 120.0
+    specification = read_pipeline(tmp_path / "build.yaml", StageCatalog(STEPS)).specification
+    assert specification.needs["bundle"] == ("compress",)
+    assert specification.stage("train").retry.attempts == 2
+    assert not (tmp_path / "runs").exists()
