@@ -26,6 +26,7 @@ from open_autoglm.engine.answer_reader import AnswerReader
 from open_autoglm.engine.request import Delta
 from open_autoglm.errors import RequestError
 from open_autoglm.evaluate import evaluate_bundle, evaluate_calls
+from open_autoglm.metrics import Samples
 from open_autoglm.models.checkpoint import save_model
 from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
 from open_autoglm.task import Task, TaskKind
@@ -228,6 +229,10 @@ def test_good_schemas_are_taken(llm: LLM) -> None:
     }
     llm.chat_request("hi", SamplingParams(max_tokens=5), tools=[{"name": "f", "parameters": schema}])
     llm.chat_request("hi", SamplingParams(max_tokens=5), chat_template_kwargs={"enable_thinking": False})
+
+
+def values_of(scores: dict[str, Samples]) -> dict[str, float]:
+    return {name: samples.value for name, samples in scores.items()}
 
 
 def test_calls_are_scored(llm: LLM, bundle: Path, tmp_path: Path) -> None:
