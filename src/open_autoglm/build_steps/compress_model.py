@@ -20,7 +20,7 @@ from open_autoglm.engine.backends import load_backend
 from open_autoglm.models.checkpoint import load_model, quantize_in_place, save_int8, save_model
 from open_autoglm.models.model_folder import INT4_FILE, WEIGHTS_FILE
 from open_autoglm.pipeline import Packet, StageContext
-from open_autoglm.search.plan import reserve_seconds
+from open_autoglm.search.plan import finish_seconds
 from open_autoglm.storage import write_atomic, write_json
 
 GROUP_SIZE: Final = 64
@@ -93,7 +93,7 @@ def _decide(work: Workspace, folder: Path, candidates: Path) -> Decision:
         measure,
         higher_is_better=work.prepared.task.higher_is_better,
         tolerance=settings.get("tolerance", DEFAULT_TOLERANCE),
-        seconds=None if settings["steps"] is not None else _SHARE_OF_RESERVE * reserve_seconds(settings["budget"]),
+        seconds=None if settings["steps"] is not None else _SHARE_OF_RESERVE * finish_seconds(settings["budget"]),
     )
 
 
