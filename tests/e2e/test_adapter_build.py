@@ -4,6 +4,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from open_autoglm.models.adapter_files import read_adapter
@@ -22,11 +23,23 @@ def logits(folder: Path, adapter: Path | None = None) -> torch.Tensor:
         return model.logits(model.eval()(TOKENS, PackedSequences(torch.tensor([len(TOKENS)]))))
 
 
+@pytest.mark.timeout(900)
 def test_a_build_with_lora_leaves_a_merged_bundle_and_the_adapter(
     built: tuple[Path, dict], small_snips: Path, tmp_path: Path
 ) -> None:
     base, out = built[0] / "bundle", tmp_path / "tuned"
-    flags = ("--base", base, "--adapter", "lora", "--rank", "4", "--lora-alpha", "8", "--lora-target", "q_proj,down_proj")
+    flags = (
+        "--base",
+        base,
+        "--adapter",
+        "lora",
+        "--rank",
+        "4",
+        "--lora-alpha",
+        "8",
+        "--lora-target",
+        "q_proj,down_proj",
+    )
     done = run_command("build", small_snips, "--out", out, *flags, *PLAN, "--json")
     assert done.returncode == 0, done.stderr
     assert Path(last_json(done.stdout)["bundle"]) == out / "bundle"
@@ -41,7 +54,9 @@ def test_a_build_with_lora_leaves_a_merged_bundle_and_the_adapter(
     assert list((out / "train" / "tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_wrong_adapter_flags_are_named_before_any_work(built: tuple[Path, dict], small_snips: Path, tmp_path: Path) -> None:
+def test_wrong_adapter_flags_are_named_before_any_work(
+    built: tuple[Path, dict], small_snips: Path, tmp_path: Path
+) -> None:
     base = built[0] / "bundle"
     for flags, code, said in (
         (("--base", base, "--adapter", "lora", "--lora-target", "q_porj"), 5, "did you mean 'q_proj'"),
