@@ -174,7 +174,7 @@ class Plain:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.steps += 1
-            if not math.isfinite(float(loss)):
+            if not math.isfinite(loss.item()):
                 raise SystemExit("the plain loop diverged")
 
     def next_batch(self) -> dict[str, torch.Tensor]:
@@ -208,16 +208,21 @@ class Plain:
 
 
 def measure(sides: dict[str, Ours | Plain], arguments: argparse.Namespace) -> list[dict[str, float]]:
-    """Useful tokens per second of each side in each round; who goes first alternates."""
+    """Useful tokens per second and per second of processor time of each side; who goes first alternates.
+
+    Other programs on the machine take from the first; the second they change little, as long as there is one thread.
+    """
     for side in sides.values():
         side.run(_WARM_UP_STEPS)
     rounds = []
     for number in range(arguments.rounds):
         found: dict[str, float] = {}
         for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
-            before, started = sides[name].tokens, time.perf_counter()
+            before, started, processor = sides[name].tokens, time.perf_counter(), time.process_time()
             sides[name].run(arguments.steps)
-            found[name] = (sides[name].tokens - before) / (time.perf_counter() - started)
+            tokens = sides[name].tokens - before
+            found[name] = tokens / (time.perf_counter() - started)
+            found[f"{name}_processor"] = tokens / (time.process_time() - processor)
         rounds.append({**found, "load_average": round(os.getloadavg()[0], 2)})
     return rounds
 
@@ -230,15 +235,10 @@ def summarise(
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """One record with all that was measured."""
-    speeds = {
-        name: {
-            "median": round(statistics.median(row[name] for row in rounds), 1),
-            "least": round(min(row[name] for row in rounds), 1),
-            "most": round(max(row[name] for row in rounds), 1),
-        }
-        for name in sides
-    }
-    ratios = sorted(row["open_autoglm"] / row["transformers"] for row in rounds)
+    speeds = {name: _spread([row[name] for row in rounds]) for name in sides}
+    by_processor = {name: _spread([row[f"{name}_processor"] for row in rounds]) for name in sides}
+    ratios = [row["open_autoglm"] / row["transformers"] for row in rounds]
+    processor_ratios = [row["open_autoglm_processor"] / row["transformers_processor"] for row in rounds]
     plain = sides["transformers"]
     assert isinstance(plain, Plain)
     return {
@@ -252,9 +252,9 @@ def summarise(
         "share_useful_when_padded": round(plain.tokens / plain.padded_tokens, 3),
         "examples_per_padded_batch": plain.batch_size,
         "useful_tokens_per_s": speeds,
-        "ratio": {
-            "median": round(statistics.median(ratios), 3), "least": round(ratios[0], 3), "most": round(ratios[-1], 3)
-        },
+        "ratio": _spread(ratios, 3),
+        "useful_tokens_per_processor_s": by_processor,
+        "ratio_by_processor_time": _spread(processor_ratios, 3),
         "seen": {
             name: {"tokens": side.tokens, "valid_nats_per_example": round(losses[name], 4)}
             for name, side in sides.items()
@@ -262,6 +262,14 @@ def summarise(
         "rounds": [{name: round(value, 2) for name, value in row.items()} for row in rounds],
         "versions": {"torch": torch.__version__, "transformers": _version("transformers")},
     }  # fmt: skip
+
+
+def _spread(values: list[float], digits: int = 1) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), digits),
+        "least": round(min(values), digits),
+        "most": round(max(values), digits),
+    }
 
 
 def _version(package: str) -> str:
@@ -279,8 +287,9 @@ def show(record: dict[str, Any]) -> str:
             f"{name:14} {speed['median']:8.0f} useful tokens/s ({speed['least']:.0f} to {speed['most']:.0f}); after "
             f"{seen['tokens']} tokens {seen['valid_nats_per_example']:.3f} nats per validation example"
         )
-    ratio = record["ratio"]
-    lines.append(f"ratio {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})")
+    for name in ("ratio", "ratio_by_processor_time"):
+        ratio = record[name]
+        lines.append(f"{name} {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from open_autoglm.models.adapter_files import read_adapter
@@ -22,6 +23,7 @@ def logits(folder: Path, adapter: Path | None = None) -> torch.Tensor:
         return model.logits(model.eval()(TOKENS, PackedSequences(torch.tensor([len(TOKENS)]))))
 
 
+@pytest.mark.timeout(900)
 def test_a_build_with_lora_leaves_a_merged_bundle_and_the_adapter(
     built: tuple[Path, dict], small_snips: Path, tmp_path: Path
 ) -> None:

@@ -59,17 +59,15 @@ def test_a_kill_after_a_divergence_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_what_no_lower_rate_helps_ends_with_advice(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, learning_rate=1e9, gradient_clip=1e9, weight_decay=0.0, warmup_steps=0)
-    with pytest.raises(TrainingError, match=rf"halved {MOST_RESTARTS} times from 1e\+09; give a lower learning rate"):
+    trainer = make_trainer(tmp_path, learning_rate=100.0, gradient_clip=1e9, weight_decay=0.0, warmup_steps=0)
+    with pytest.raises(TrainingError, match=rf"halved {MOST_RESTARTS} times from 1e\+02; give a lower learning rate"):
         trainer.run(SCHEDULE)
 
 
 def poisoned(model: GlmForCausalLM, examples: TokenizedExamples, index: int) -> None:
-    """Make a token that only one example has so large that sums with it overflow."""
+    """Give one example a token whose embedding was never made, as unused rows of published checkpoints are."""
     with torch.no_grad():
-        model.model.embed_tokens.weight[63] = 3e38
-        for layer in model.model.decoder_layers():
-            layer.self_attn.o_proj.weight.mul_(1e3)
+        model.model.embed_tokens.weight[63] = float("nan")
     examples.token_ids[int(examples.offsets[index])] = 63
 
 
@@ -78,7 +76,20 @@ def test_examples_that_give_no_number_are_named(tmp_path: Path) -> None:
     poisoned(model, examples, 17)
     settings = TrainingSettings(tokens_per_batch=120, warmup_steps=5, dropout=0.0)
     trainer = Trainer(model, settings, FixedExamples(examples), make_examples(8), tmp_path)
-    with pytest.raises(TrainingError, match=r"whatever the learning rate: the training examples number 17 \(from 0\)"):
+    with pytest.raises(
+        TrainingError, match=r"whatever the learning rate: the examples number 17 \(from 0\) .*embed_tokens"
+    ):
+        trainer.run(SCHEDULE)
+
+
+def test_validation_examples_that_give_no_number_are_named(tmp_path: Path) -> None:
+    valid, model = make_examples(8), make_model(tie_word_embeddings=False)
+    poisoned(model, valid, 3)
+    settings = TrainingSettings(tokens_per_batch=120, warmup_steps=5, dropout=0.0)
+    trainer = Trainer(model, settings, FixedExamples(make_examples()), valid, tmp_path)
+    with pytest.raises(
+        TrainingError, match=r"of the validation split, the examples number 3 \(from 0\) .*embed_tokens"
+    ):
         trainer.run(SCHEDULE)
 
 

@@ -77,18 +77,19 @@ def explain_bad_batch(model: GlmForCausalLM, examples: TokenizedExamples, chosen
 
     chosen: int64[k], the examples of the batch. Returns the fault and what to do, or None when there is none.
     """
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            return f"the weight {name} holds numbers that are not finite; start from a sound checkpoint"
     was_training = model.training
     model.eval()
     bad = [int(index) for index in chosen if not _is_finite(model, examples, index)]
     model.train(was_training)
     if not bad:
         return None
+    broken = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    if broken and len(bad) == len(chosen):
+        return f"the weight {broken[0]} holds numbers that are not finite; start from a sound checkpoint"
     shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+    cause = f", for {broken[0]} has rows that are not finite" if broken else ""
     return (
-        f"the training examples number {shown} (from 0) give it by themselves; take them out of the data, or use "
+        f"the examples number {shown} (from 0) give it by themselves{cause}; take them out of the data, or use "
         "another base checkpoint"
     )
 

@@ -93,7 +93,11 @@ class _Step:
 
 
 class _DivergedError(Exception):
-    """Leaves the loop when a step must not be taken."""
+    """Leaves the loop when a step must not be taken, or must not have been."""
+
+    def __init__(self, reason: str, *, in_validation: bool = False) -> None:
+        super().__init__(reason)
+        self.in_validation = in_validation
 
 
 ProgressCallback = Callable[[Progress, float], None]
@@ -156,7 +160,7 @@ class Trainer:
                 if self.progress.step == target or _due(self.progress.step, schedule.evaluate_every):
                     self._evaluate()
             except _DivergedError as divergence:
-                self._go_back(str(divergence))
+                self._go_back(str(divergence), in_validation=divergence.in_validation)
                 continue
             due = _due(self.progress.step, schedule.checkpoint_every) and not watch.high_losses
             if self.progress.step == target or due:
@@ -275,17 +279,21 @@ class Trainer:
         self.optimizer.zero_grad()
         return _Step(value, norm, rate, sum(len(batch.token_ids) for batch in batches))
 
-    def _go_back(self, reason: str) -> None:
+    def _go_back(self, reason: str, *, in_validation: bool) -> None:
         """Return to the last checkpoint with half the learning rate. Raises TrainingError when that is no use."""
         failed, examples_and_plan = self.progress, self._epoch()
         self.optimizer.zero_grad()
         self.progress = progress = self._load()
         examples, plan = examples_and_plan
         where = f"step {failed.step + 1}"
-        if failed.batch < len(plan):
+        fault: str | None = None
+        if in_validation:
+            if (fault := explain_bad_batch(self.model, self.valid, np.arange(len(self.valid)))) is not None:
+                fault = f"of the validation split, {fault}"
+        elif failed.batch < len(plan):
             fault = explain_bad_batch(self.model, examples, plan[failed.batch])
-            if fault is not None:
-                raise TrainingError(f"{reason} at {where} whatever the learning rate: {fault}")
+        if fault is not None:
+            raise TrainingError(f"{reason} at {where} whatever the learning rate: {fault}")
         if len(failed.restarts) >= MOST_RESTARTS:
             raise TrainingError(
                 f"{reason} at {where}, after the learning rate had been halved {MOST_RESTARTS} times from "
@@ -316,7 +324,7 @@ class Trainer:
             averaged = average_value < value
             value = min(value, average_value)
         if not math.isfinite(value):
-            raise _DivergedError(f"the validation loss became {value}")
+            raise _DivergedError(f"the validation loss became {value}", in_validation=True)
         progress = self.progress
         progress.seconds += time.monotonic() - started
         progress.curve.append(
