@@ -36,7 +36,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "compress": {"chat", "data", "engine", "metrics", "models", "progress", "train"},
     "build_pipeline": {"data", "pipeline", "targets"},
     "build_steps": {
-        "bundle", "chat", "compress", "data", "engine", "evaluate", "models", "pipeline", "progress", "search",
+        "bundle", "chat", "compress", "data", "engine", "evaluate", "metrics", "models", "pipeline", "progress", "search",
         "targets", "train",
     },
     "__init__": {"build_pipeline", "engine", "serve"},
