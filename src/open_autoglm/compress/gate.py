@@ -108,8 +108,8 @@ def decide(
 
     make: write a format's weights, and say where. score: a format's scores, example by example, the same examples each
     time. measure: its speed on the engine. seconds: for all of it; no further format is begun that would take longer
-    than what is left; None for no limit. float32 is scored first and int8 always tried. 4 bits are never taken where they
-    cannot show what they cost: with few examples, or of a model that gets nothing right.
+    than what is left; None for no limit. float32 is scored first and int8 always tried. 4 bits are never taken where
+    they cannot show what they cost: with few examples, or of a model that gets nothing right.
     """
     began = time.monotonic()
     exact = score(EXACT)
