@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from open_autoglm.pipeline.journal_records import ENDED, WAITING, Claim, RunReco
 from open_autoglm.pipeline.placement import Capacity, Placement, machine_capacity
 from open_autoglm.pipeline.stage import StageCatalog
 from open_autoglm.pipeline.triggers.schedule_book import ScheduleBook
+from open_autoglm.pipeline.triggers.source import PipelineSource, start_runs
 from open_autoglm.pipeline.warm_pool import WarmPool
 from open_autoglm.pipeline.worker_lock import WorkerLock, is_gone
 
@@ -106,8 +107,11 @@ class Worker:
             raise fault
         return self._journal.get(run_id)
 
-    def serve(self, stop: threading.Event, *, until_idle: bool = False) -> None:
-        """Take whatever there is to do until `stop` is set, or with `until_idle` until there is nothing more."""
+    def serve(self, stop: threading.Event, *, sources: Sequence[PipelineSource] = (), until_idle: bool = False) -> None:
+        """Take whatever there is to do until `stop` is set, or with `until_idle` until there is nothing more.
+
+        sources: what starts runs besides the schedule.
+        """
         book = ScheduleBook(self._journal)
         next_schedule = 0.0
         while not stop.is_set():
@@ -115,6 +119,9 @@ class Worker:
                 if time.monotonic() >= next_schedule:
                     next_schedule = time.monotonic() + _SCHEDULE_SECONDS
                     self._fire(book)
+                    for one in sources:
+                        for run_id in start_runs(self._journal, one, str(self._folder)):
+                            self._tell(f"{one.content['name']}: run {run_id} for what has arrived")
                 claimed = self._take_runs()
             except OpenAutoGLMError as error:  # a database that is away for a moment comes back
                 self._tell(f"warning: {error}")
