@@ -69,7 +69,7 @@ class TrivialStages:
             return AttemptOutcome(failure={"types": [], "message": "not yet", "permanent": False})
         if config["broken"]:
             return AttemptOutcome(failure={"types": ["DataError"], "message": "broken", "permanent": True})
-        payloads = work(attempt.stage, config, dict(attempt.packet["payload"]))
+        payloads = work(attempt.stage, dict(config), dict(attempt.packet["payload"]))
         return AttemptOutcome([Packet("s", payload).to_dict() for payload in payloads])
 
 

@@ -236,6 +236,31 @@ def test_stages_die_with_their_worker(journal: Journal, start: StartWorker, tmp_
     wait_until(lambda: not [pid for pid in pids if is_alive(pid)], 3.0)
 
 
+def test_stopped_politely_it_can_be_continued(journal: Journal, start: StartWorker, tmp_path: Path) -> None:
+    specification = PipelineSpecification(
+        "p",
+        (
+            StageSpecification("a", "append", (), {}),
+            StageSpecification("b", "slow_step", ("a",), {"pieces": 4, "seconds": 0.3}),
+        ),
+    )
+    run_id, _ = journal.submit(specification.to_dict(), None, folder=str(tmp_path))
+    worker = start(run_id[:6])
+    wait_until((tmp_path / run_id / "b.pieces").exists)
+    worker.send_signal(signal.SIGINT)
+    worker.wait(30)
+    run = journal.get(run_id)
+    assert (run.state, run.owner, run.reason) == ("waiting", None, "interrupted")
+    assert [one["state"] for one in journal.transitions(run_id) if one["stage"] == "b"][-2:] == ["running", "waiting"]
+    assert start(run_id).wait(30) == 0
+    result = journal.get(run_id).result
+    assert result is not None
+    assert result.payload == {"a": 1, "numbers": [4]}
+    assert [line.split()[:3] for line in _text(tmp_path / run_id / "record.txt").splitlines()][2:] == [
+        ["start", "b", "1"], ["start", "b", "2"]
+    ]  # fmt: skip
+
+
 def _is_of(change: dict[str, object], key: ItemKey) -> bool:
     return (change["stage"], change["number"]) == (key.stage, key.number)
 

@@ -17,6 +17,7 @@ from open_autoglm.cli.pipeline_options import (
     FolderOption,
     JsonOption,
     SetOption,
+    need_pipelines,
     open_journal,
     run_summary,
     shown_state,
@@ -51,6 +52,7 @@ def run_command(
     as_json: JsonOption = False,
 ) -> None:
     """Run a pipeline now. Ctrl-C stops it; `resume` goes on where it was."""
+    need_pipelines()
     from open_autoglm.pipeline.catalog import default_catalog
     from open_autoglm.pipeline.file_schema import PRIORITIES
     from open_autoglm.pipeline.yaml_file import read_pipeline
