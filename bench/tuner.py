@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--choices", type=int, default=64, help="trials to measure")
     parser.add_argument("--trial-flops", type=float, default=1e10)
     parser.add_argument("--rows", type=int, default=1500)
-    parser.add_argument("--trials", type=int, default=40, help="of random search")
+    parser.add_argument("--trials", type=int, default=27, help="of random search")
     arguments = parser.parse_args()
     if arguments.what == "measure":
         measure(arguments.data, choices=arguments.choices, trial_flops=arguments.trial_flops, rows=arguments.rows)

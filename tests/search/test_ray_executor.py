@@ -39,7 +39,7 @@ def test_a_node_that_dies_takes_no_trial_with_it(tmp_path: Path, monkeypatch: py
                 rungs.append(rung.trial)
                 if len(rungs) == 3 and not killed:
                     killed.append(rung.trial)
-                    cluster.remove_node(doomed, allow_graceful=False)
+                    doomed.kill_raylet(check_alive=False)
 
         watcher = Killer()
         with RayExecutor(OPENED_BY, {}, count=2) as executor:
