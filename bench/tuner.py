@@ -200,7 +200,7 @@ def compare(*, trials: int) -> dict[str, Any]:
         theirs = random_search(surrogate, seed, trials)
         best = min(loss for _, loss in theirs)
         their_cost = cost_to_reach(theirs, best)
-        ours = tuned(surrogate, seed, 3 * trials)
+        ours = tuned(surrogate, seed, 2 * trials)
         rows.append(
             {
                 "seed": seed,
