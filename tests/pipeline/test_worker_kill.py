@@ -119,7 +119,7 @@ def test_killed_at_random_points_every_record_is_sunk_once(
         kills += 1
     assert kills >= 4
     last = start(run_id)
-    assert last.wait(60) == 0
+    assert last.wait(120) == 0
     run = journal.get(run_id)
     assert run.state == "done"
     assert run.result is not None
@@ -148,7 +148,7 @@ def test_two_workers_share_what_there_is_and_neither_does_it_twice(
     ]
     assert len(set(runs)) == 8
     workers = [start(), start()]
-    outputs = [worker.communicate(timeout=90)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
     assert {run.state for run in journal.list()} == {"done"}
     for run_id in set(runs):
         done = [one for one in journal.transitions(run_id) if one["state"] == "done"]
@@ -168,12 +168,12 @@ def test_a_worker_that_freezes_and_wakes_commits_nothing(journal: Journal, start
         os.kill(pid, signal.SIGSTOP)
     owner = journal.get(run_id).owner
     second = start(lease=2.0)
-    wait_until(lambda: journal.get(run_id).owner not in (owner, None), 30.0)
+    wait_until(lambda: journal.get(run_id).owner not in (owner, None), 90.0)
     epoch = journal.get(run_id).epoch
     for pid in frozen:  # awake while the second is in the middle of it
         os.kill(pid, signal.SIGCONT)
-    first_output, _ = first.communicate(timeout=60)
-    assert second.wait(60) == 0
+    first_output, _ = first.communicate(timeout=120)
+    assert second.wait(120) == 0
     run = journal.get(run_id)
     assert (run.state, run.epoch) == ("done", epoch)
     assert f"run {run_id}: let go" in first_output
@@ -248,11 +248,11 @@ def test_stopped_politely_it_can_be_continued(journal: Journal, start: StartWork
     worker = start(run_id[:6])
     wait_until((tmp_path / run_id / "b.pieces").exists)
     worker.send_signal(signal.SIGINT)
-    worker.wait(30)
+    worker.wait(120)
     run = journal.get(run_id)
     assert (run.state, run.owner, run.reason) == ("waiting", None, "interrupted")
     assert [one["state"] for one in journal.transitions(run_id) if one["stage"] == "b"][-2:] == ["running", "waiting"]
-    assert start(run_id).wait(30) == 0
+    assert start(run_id).wait(120) == 0
     result = journal.get(run_id).result
     assert result is not None
     assert result.payload == {"a": 1, "numbers": [4]}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -113,6 +114,7 @@ def _work(journal: Journal, run_id: str, folder: Path, *, detach: bool, as_json:
         print_json(run_summary(run)) if as_json else print_line(run_id)
         return
     from open_autoglm.pipeline.catalog import default_catalog
+    from open_autoglm.pipeline.run_requests import ask
     from open_autoglm.pipeline.worker import Worker
 
     _say(f"run {run_id} (open-autoglm show {run_id})")
@@ -122,6 +124,8 @@ def _work(journal: Journal, run_id: str, folder: Path, *, detach: bool, as_json:
         run = worker.run(run_id, on_look=teller.tell, on_wait=lambda reason: _say(f"run {run_id} waits: {reason}"))
         teller.tell()
     except KeyboardInterrupt:
+        with contextlib.suppress(PipelineError):  # it may have ended just then
+            ask(journal, run_id, "pause")  # or another worker would take it at once
         _say(f"interrupted; open-autoglm resume {run_id} goes on where it was")
         raise
     finally:
