@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from open_autoglm.build_steps.format_scores import score_format
-from open_autoglm.build_steps.workspace import SCORE_EXAMPLES, Workspace, say, with_result
+from open_autoglm.build_steps.workspace import SCORE_EXAMPLES, Workspace, say, since_process_start, with_result
 from open_autoglm.compress.calibration import calibration_of
 from open_autoglm.compress.engine_latency import measure_latency
 from open_autoglm.compress.gate import DEFAULT_TOLERANCE, Decision, Format, Latency, Trial, decide
@@ -20,7 +20,6 @@ from open_autoglm.engine.backends import load_backend
 from open_autoglm.models.checkpoint import load_model, quantize_in_place, save_int8, save_model
 from open_autoglm.models.model_folder import INT4_FILE, WEIGHTS_FILE
 from open_autoglm.pipeline import Packet, StageContext
-from open_autoglm.search.plan import finish_seconds
 from open_autoglm.storage import write_atomic, write_json
 
 GROUP_SIZE: Final = 64
@@ -39,7 +38,7 @@ def compress_model(packet: Packet, context: StageContext) -> Packet:
     for path in (folder, candidates):
         shutil.rmtree(path, ignore_errors=True)
     save_model(load_model(context.folder / "train" / "model"), folder)
-    decision = _decide(work, folder, candidates)
+    decision = _decide(work, folder, candidates, _seconds_for_formats(packet))
     best = decision.best("int4")
     if best is not None:
         shutil.move(_place(candidates, best.format) / INT4_FILE, folder / INT4_FILE)
@@ -57,7 +56,7 @@ def compress_model(packet: Packet, context: StageContext) -> Packet:
     return with_result(packet, "compress", result)
 
 
-def _decide(work: Workspace, folder: Path, candidates: Path) -> Decision:
+def _decide(work: Workspace, folder: Path, candidates: Path, seconds: float | None) -> Decision:
     examples = work.prepared.valid[:SCORE_EXAMPLES]
     settings = work.settings
     calibration = calibration_of(
@@ -93,8 +92,18 @@ def _decide(work: Workspace, folder: Path, candidates: Path) -> Decision:
         measure,
         higher_is_better=work.prepared.task.higher_is_better,
         tolerance=settings.get("tolerance", DEFAULT_TOLERANCE),
-        seconds=None if settings["steps"] is not None else _SHARE_OF_RESERVE * finish_seconds(settings["budget"]),
+        seconds=seconds,
     )
+
+
+def _seconds_for_formats(packet: Packet) -> float | None:
+    """What the budget has left, the last step's share of the time for finishing taken off; None without a clock."""
+    payload = packet.payload
+    if payload["settings"]["steps"] is not None:
+        return None
+    before = sum(payload[step]["seconds"] for step in ("data", "search", "train")) + since_process_start()
+    last_step = (1 - _SHARE_OF_RESERVE) * float(payload["search"]["finish_seconds"])
+    return max(0.0, float(payload["settings"]["budget"]) - before - last_step)
 
 
 def _place(candidates: Path, tried: Format) -> Path:
