@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from open_autoglm.errors import CheckpointError, StorageError
 from open_autoglm.storage import read_json
 
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model")
+_NUL: Final = "\\u0000"
+"""How JSON writes it: it has no other way."""
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -46,12 +49,36 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def read_tokenizer_json(path: Path) -> Tokenizer:
     """The tokenizer in a `tokenizer.json` of any origin. Raises CheckpointError when it cannot be read."""
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if _has_nul(text):
+            raise CheckpointError(f"{path} has a NUL character in it, which is in no GLM's tokenizer; it is not one")
+        return Tokenizer.from_str(text)
+    except CheckpointError:
+        raise
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001 - the library raises bare Exception, and panics that are not even that
         reason = "".join(character if character.isprintable() else " " for character in str(error)[:300])
         raise CheckpointError(f"{path} is not a tokenizer that can be read ({reason})") from None
+
+
+def _has_nul(text: str) -> bool:
+    """Whether any string in a JSON text has a NUL: an error message with one ends the whole process in the library.
+
+    Raises ValueError or RecursionError for what is not JSON.
+    """
+    if _NUL not in text:
+        return False  # nearly always; a large vocabulary is not parsed twice
+    waiting: list[Any] = [json.loads(text)]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str) and "\0" in value:
+            return True
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+    return False
 
 
 def _named_tokens(folder: Path) -> dict[int, AddedToken]:
