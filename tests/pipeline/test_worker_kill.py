@@ -241,7 +241,7 @@ def test_stopped_politely_it_can_be_continued(journal: Journal, start: StartWork
         "p",
         (
             StageSpecification("a", "append", (), {}),
-            StageSpecification("b", "slow_step", ("a",), {"pieces": 4, "seconds": 0.3}),
+            StageSpecification("b", "slow_step", ("a",), {"pieces": 30, "seconds": 0.2}),
         ),
     )
     run_id, _ = journal.submit(specification.to_dict(), None, folder=str(tmp_path))
@@ -255,7 +255,7 @@ def test_stopped_politely_it_can_be_continued(journal: Journal, start: StartWork
     assert start(run_id).wait(120) == 0
     result = journal.get(run_id).result
     assert result is not None
-    assert result.payload == {"a": 1, "numbers": [4]}
+    assert result.payload == {"a": 1, "numbers": [30]}
     assert [line.split()[:3] for line in _text(tmp_path / run_id / "record.txt").splitlines()][2:] == [
         ["start", "b", "1"], ["start", "b", "2"]
     ]  # fmt: skip
