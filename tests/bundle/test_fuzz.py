@@ -34,3 +34,12 @@ def test_a_header_that_claims_more_than_there_is_takes_no_memory(tmp_path: Path)
             assert tracemalloc.get_traced_memory()[1] < 1_000_000
         finally:
             tracemalloc.stop()
+
+
+def test_a_tensors_name_is_told_in_printable_characters(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    encoded = json.dumps({"a\x1b[2J\n": {"dtype": "F128", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    file.write_bytes(len(encoded).to_bytes(8, "little") + encoded + b"\0" * 4)
+    with pytest.raises(CheckpointError, match="unknown type") as caught:
+        MappedTensors(file)
+    assert str(caught.value).isprintable()

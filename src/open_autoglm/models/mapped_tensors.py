@@ -73,7 +73,9 @@ class MappedTensors:
             self.entries, self.metadata = _read_header(self._memory)
         except _HeaderError as error:
             self.close()
-            raise CheckpointError(f"cannot read {path}: {error}; get the checkpoint again") from None
+            # Names of tensors are whatever somebody wrote there; a terminal takes printable ones only.
+            reason = "".join(item if item.isprintable() else ascii(item)[1:-1] for item in str(error))
+            raise CheckpointError(f"cannot read {path}: {reason}; get the checkpoint again") from None
 
     def array(self, name: str) -> np.ndarray:
         """The tensor `name`, which must be in `entries`: a read-only view of the file, bfloat16 as uint16."""
