@@ -45,10 +45,11 @@ def request_fields(record: RequestRecord, trace_id: str | None = None) -> dict[s
     tokens = record.tokens
     reasons = [choice.finish_reason for _, choice in record.answers]
     asked = record.model is not None
+    method = record.method if record.method.isascii() and record.method.isalpha() else "other"
     fields: dict[str, Any] = {
         "request_id": record.request_id,
         "protocol": record.protocol,
-        "method": record.method if record.method.isascii() and record.method.isalpha() else "other",
+        "method": method if record.protocol == "http" else None,
         "route": record.route,
         "status": record.status,
         "key": record.key_id,
