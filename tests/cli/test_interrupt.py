@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tests.engine.tiny_bundle import DIALOGUE, make_bundle
 
 # A real signal, at a moment that is the same each time: when a module is about to be looked for.

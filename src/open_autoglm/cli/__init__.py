@@ -9,7 +9,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TextIO
+    from typing import NoReturn, TextIO
 
     import typer
 
@@ -109,7 +109,7 @@ def _run() -> None:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _stop() -> None:
+def _stop() -> NoReturn:
     print("stopped", file=sys.stderr)  # noqa: T201
     raise SystemExit(_INTERRUPTED) from None
 

@@ -197,7 +197,11 @@ def test_what_cannot_be_is_told_before_a_model_loads(dialogue_bundle: Path) -> N
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert "--grpc-port" in fails("--port", "0", "--grpc-port", port)
-    for options, words in (({"port": 7, "grpc_port": 7}, "give two"), ({"grpc_port": 70_000}, "not a port")):
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"port": 7, "grpc_port": 7}, "give two"),
+        ({"grpc_port": 70_000}, "not a port"),
+    )
+    for options, words in wrong:
         with pytest.raises(ConfigurationError, match=words):
             ServeSettings(**options)
 

@@ -42,7 +42,8 @@ def call(running: Twin, method: str, request: Any, *metadata: tuple[str, str]) -
         answer, ended = getattr(running.stub, method).with_call(request, timeout=30, metadata=metadata)
         return answer, dict(ended.trailing_metadata())
     except grpc.RpcError as error:
-        return None, dict(error.trailing_metadata() or ())
+        trailers: Any = error.trailing_metadata()
+        return None, dict(trailers)
 
 
 def test_a_call_of_each_kind_is_counted_told_and_traced(dialogue_bundle: Path) -> None:

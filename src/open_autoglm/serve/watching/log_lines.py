@@ -66,7 +66,7 @@ def _described(record: logging.LogRecord) -> dict[str, Any]:
     """What a record says. The message of ours may be fields, `event` among them; that of others is a text."""
     said: object = record.msg
     is_ours = record.name == _OURS or record.name.startswith(f"{_OURS}.")
-    fields = cast(dict[str, Any], said) if is_ours and isinstance(said, dict) else {"event": record.getMessage()}
+    fields = cast("dict[str, Any]", said) if is_ours and isinstance(said, dict) else {"event": record.getMessage()}
     moment = datetime.fromtimestamp(record.created, UTC)
     return {
         **fields,
