@@ -8,11 +8,13 @@ chooses among several. All are loaded when first used, so that importing this pa
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
 
 from open_autoglm.version import __version__
 
+TYPE_CHECKING = False  # as typing's, which takes a while to load: until `main` runs, Ctrl-C shows a traceback
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from open_autoglm.build_pipeline import BuildResult, build
     from open_autoglm.engine import LLM, LightweightDecoder
     from open_autoglm.metrics import register_metric

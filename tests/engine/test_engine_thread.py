@@ -2,15 +2,17 @@
 """The engine behind asyncio: streams arrive in order, leaving aborts, a broken engine says so."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
 import numpy as np
 import pytest
 
-from open_autoglm.engine import Delta, Engine, Request, SamplingParams
+from open_autoglm.engine import Completion, Delta, Engine, Request, SamplingParams
 from open_autoglm.engine.backends.torch_backend import TorchBackend
 from open_autoglm.engine.engine import complete_all
 from open_autoglm.engine.engine_thread import EngineThread
@@ -165,3 +167,84 @@ def test_a_reader_whose_loop_is_gone_is_dropped(thread: EngineThread) -> None:
     run(until_idle(thread))
     del stream
     assert np.isfinite(thread.stats.num_steps)
+
+
+def test_who_completes_beside_the_thread_takes_nobodys_deltas(engine: Engine) -> None:
+    (expected,) = complete_all(engine, [request("before")])
+    thread = EngineThread(engine, probe_seconds=0.001)  # it steps by itself too, whenever it is idle
+    thread.start()
+    finished = threading.Event()
+
+    def beside() -> list[Completion]:
+        found: list[Completion] = []
+        while not finished.is_set():
+            found += complete_all(engine, [request(f"beside {len(found)} {index}") for index in range(3)])
+        return found
+
+    async def work() -> list[Completion]:
+        found: list[Completion] = []
+        for number in range(4):
+            found += await thread.complete([request(f"{number} {index}") for index in range(2)])
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(beside)
+        try:
+            answers = run(work())
+        finally:
+            finished.set()
+        answers += asked.result(60)
+    thread.stop()
+    assert len(answers) >= 11
+    assert {answer.token_ids for answer in answers} == {expected.token_ids}
+    (after,) = complete_all(engine, [request("after")])
+    assert after.token_ids == expected.token_ids
+    assert engine.stats.free_blocks == engine.stats.total_blocks
+
+
+def test_beside_the_thread_a_fault_is_the_askers(engine: Engine, thread: EngineThread) -> None:
+    async def work() -> None:
+        async with aclosing(thread.stream([request("a")])) as deltas:
+            await anext(deltas)
+            with pytest.raises(RequestError, match="empty"):
+                await asyncio.to_thread(complete_all, engine, [request("b"), Request("bad", (), LONG)])
+            rest = [delta async for delta in deltas]
+        assert rest[-1].completion is not None
+        assert len(rest[-1].completion.token_ids) == 200
+        await until_idle(thread)
+
+    run(work())
+    assert thread.num_open == 0
+
+
+class LostEngine(Engine):
+    """Breaks where the thread does not expect it."""
+
+    def abort(self, request_id: str) -> Delta | None:
+        raise KeyError(request_id)
+
+    def step(self) -> list[Delta]:
+        raise IndexError("a fault of ours")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_the_thread_itself_breaks_all_who_wait_are_told() -> None:
+    engine = LostEngine(TorchBackend(make_model(make_config())))
+    thread = EngineThread(engine)
+    thread.start()
+
+    async def work() -> None:
+        asked: Sequence[Any] = await asyncio.gather(
+            thread.complete([request("a")]),
+            asyncio.to_thread(complete_all, engine, [request("b")]),
+            return_exceptions=True,
+        )
+        assert all(isinstance(item, EngineError) for item in asked), asked
+        while thread.is_alive:  # noqa: ASYNC110 - a thread tells no loop of its end
+            await asyncio.sleep(0.01)
+        with pytest.raises(EngineError, match="stopping"):
+            await thread.complete([request("c")])
+
+    run(work())
+    assert thread.num_open == 0
+    thread.stop()

@@ -38,12 +38,12 @@ post = functools.partial(httpx.post, **QUICK_CLIENT)
 @given(TEXT, st.dictionaries(TEXT, st.one_of(TEXT, st.integers(), st.lists(TEXT, max_size=2)), max_size=3))
 def test_a_line_is_one_line_and_says_what_was_said(event: str, fields: dict[str, Any]) -> None:
     given_event = {**fields, "event": event, "level": "info"}
-    line = json_line(None, "", dict(given_event))
+    line = json_line(given_event)
     assert len(line.splitlines()) == 1
     assert json.loads(line) == given_event
     assert not set(line) & set(NASTY)
     line.encode()
-    line = text_line(None, "", {**given_event, "timestamp": "T"})
+    line = text_line({**given_event, "timestamp": "T"})
     assert line.splitlines() == [line]
     assert line.startswith("T info")
     assert not set(line) & set(NASTY)
@@ -66,9 +66,16 @@ def test_a_traceback_cannot_pass_for_lines_of_the_log() -> None:
     assert (value["level"], value["logger"]) == ("error", "a")
 
 
+def test_what_others_log_as_fields_is_a_text() -> None:
+    record = logging.LogRecord("other", logging.INFO, "", 0, {"event": "request", "status": 200}, None, None)
+    assert json.loads(line_formatter("json").format(record))["event"] == "{'event': 'request', 'status': 200}"
+    record.name = "open_autoglm.serve"
+    assert json.loads(line_formatter("json").format(record))["status"] == 200
+
+
 def test_text_is_for_people() -> None:
     event = {"timestamp": "T", "level": "info", "logger": "l", "event": "request", "route": "/v1/x", "text": 'a "b" c'}
-    assert text_line(None, "", {**event, "reasons": ["stop"], "stream": True}) == (
+    assert text_line({**event, "reasons": ["stop"], "stream": True}) == (
         'T info    request  route=/v1/x text="a \\"b\\" c" reasons=["stop"] stream=true'
     )
 

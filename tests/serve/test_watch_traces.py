@@ -258,6 +258,7 @@ def test_a_collector_that_is_away_keeps_nobody(dialogue_bundle: Path, free_port:
 OFF = """
 import sys, open_autoglm.serve.server
 assert not [name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))]
+assert not {"rich", "structlog", "grpc"} & set(sys.modules)
 """
 MISSING = """
 import sys

@@ -3,22 +3,23 @@
 
 from __future__ import annotations
 
-import json
+# What is loaded here is loaded before `main` can answer Ctrl-C, so only what Python has loaded already.
 import os
 import sys
-import warnings
-from typing import TextIO
 
-import typer
-from typer.exceptions import TyperException
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn, TextIO
 
-from open_autoglm.errors import OpenAutoGLMError
+    import typer
 
 _INTERRUPTED = 130
 
 
 def create_app() -> typer.Typer:
     """The command tree, built on call so that importing this package costs nothing."""
+    import typer
+
     from open_autoglm.cli import (
         build,
         chat,
@@ -61,6 +62,19 @@ def create_app() -> typer.Typer:
 
 def main() -> None:
     """Run the command line. Faults that we know are one clear line on stderr, and an exit code of their own."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        # An import that is interrupted may leave others to fail, so there is nothing to be done but to go.
+        _stop()
+
+
+def _run() -> None:
+    import typer
+    from typer.exceptions import TyperException
+
+    from open_autoglm.errors import OpenAutoGLMError
+
     wants_json = "--json" in sys.argv[1:]
     # Before torch is loaded: OpenMP's threads otherwise keep a core from the work that they wait for.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -75,9 +89,8 @@ def main() -> None:
         advice = "" if context is None else f" (see {context.command_path} --help)"
         _complain(error.format_message().rstrip(".") + advice, "UsageError", wants_json)
         raise SystemExit(error.exit_code) from None
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped", file=sys.stderr)  # noqa: T201
-        raise SystemExit(_INTERRUPTED) from None
+    except typer.Abort:
+        _stop()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
@@ -92,13 +105,19 @@ def main() -> None:
         )
         raise SystemExit(70) from None
     if code == _INTERRUPTED:
-        # The library makes an exit code of Ctrl-C by itself, and says nothing.
-        print("stopped", file=sys.stderr)  # noqa: T201
+        _stop()  # the library makes an exit code of Ctrl-C by itself, and says nothing
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _stop() -> NoReturn:
+    print("stopped", file=sys.stderr)  # noqa: T201
+    raise SystemExit(_INTERRUPTED) from None
 
 
 def _shorten_warnings() -> None:
     """Our own warnings are a line that says what is the matter, without the line of code that noticed it."""
+    import warnings
+
     usual = warnings.showwarning
 
     def show(
@@ -120,4 +139,6 @@ def _shorten_warnings() -> None:
 def _complain(message: str, kind: str, wants_json: bool) -> None:
     print(f"error: {message}", file=sys.stderr)  # noqa: T201
     if wants_json:
+        import json
+
         print(json.dumps({"error": {"type": kind, "message": message}}, ensure_ascii=False))  # noqa: T201

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from typing import Final, get_args
 
@@ -28,11 +30,16 @@ from open_autoglm.errors import EngineError, RequestError
 
 BLOCK_SIZE: Final = 16
 
+Runner = Callable[[Rows[Request]], list[Completion]]
+"""Answers requests by an engine that a thread runs, as `complete_all` does."""
+
 _TREES_KEPT: Final = 8
 
 
 class Engine:
     """Completes requests together, token by token. One thread at a time uses it; see `EngineThread` for servers.
+
+    While an `EngineThread` runs it, `complete_all` asks that thread, so that nobody takes the deltas of another.
 
     vocabulary: how tokens become text; without one, answers are token ids only.
     stop_token_ids: what ends an answer; the model's own when not given.
@@ -89,6 +96,8 @@ class Engine:
         self._tree_of = functools.lru_cache(_TREES_KEPT)(TokenTree.of)  # a classifier scores the same labels each time
         self._num_steps = 0
         self._num_scheduled = 0
+        self._turn = threading.Lock()
+        self._runner: Runner | None = None
 
     @property
     def backend(self) -> Backend:
@@ -119,6 +128,19 @@ class Engine:
             num_cached_tokens=self._scheduler.num_cached_tokens,
             num_scheduled=self._num_scheduled,
         )
+
+    def hand_over(self, runner: Runner | None) -> None:
+        """From now on `complete_all` asks `runner`; steps the engine itself again for none. Waits while it does."""
+        with self._turn:
+            self._runner = runner
+
+    def complete(self, requests: Rows[Request]) -> list[Completion]:
+        """See `complete_all`."""
+        with self._turn:
+            runner = self._runner
+            if runner is None:
+                return self._complete(requests)
+        return runner(requests)
 
     def check_request(self, request: Request) -> int:
         """The most tokens that the answer will have; 0 for a request that ends with numbers.
@@ -212,6 +234,21 @@ class Engine:
         self._masks.close()
         self._backend.close()
 
+    def _complete(self, requests: Rows[Request]) -> list[Completion]:
+        completions: dict[str, Completion] = {}
+        try:
+            for request in requests:
+                self.add_request(request)
+            while self.has_unfinished:
+                for delta in self.step():
+                    if delta.completion is not None:
+                        completions[delta.request_id] = delta.completion
+        except BaseException:
+            for request in requests:
+                self.abort(request.id)
+            raise
+        return [completions[request.id] for request in requests]
+
     def _note_begin(self) -> None:
         """Of the answers that the scheduler took in for the first time."""
         now = time.monotonic()
@@ -292,20 +329,9 @@ class Engine:
 
 
 def complete_all(engine: Engine, requests: Rows[Request]) -> list[Completion]:
-    """Run an idle engine until all requests are answered. Returns the completions in the requests' order.
+    """Have all requests answered: by stepping an idle engine, or by the thread that runs it. Callers take turns.
 
-    Raises RequestError if any request is invalid; then none is left in the engine.
+    Returns the completions in the requests' order. Raises RequestError if any request is invalid; then none is left in
+    the engine. Raises EngineError when the thread that runs the engine is stopping.
     """
-    completions: dict[str, Completion] = {}
-    try:
-        for request in requests:
-            engine.add_request(request)
-        while engine.has_unfinished:
-            for delta in engine.step():
-                if delta.completion is not None:
-                    completions[delta.request_id] = delta.completion
-    except BaseException:
-        for request in requests:
-            engine.abort(request.id)
-        raise
-    return [completions[request.id] for request in requests]
+    return engine.complete(requests)

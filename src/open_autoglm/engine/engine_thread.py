@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -65,7 +66,8 @@ class EngineThread:
     """Steps an engine for as long as it has work, and hands each request's deltas to whoever asked.
 
     Requests are added and aborted between steps. A reader that goes away aborts its requests. When the engine itself
-    breaks, all requests in it end with an error each, and it goes on with the next ones.
+    breaks, all requests in it end with an error each, and it goes on with the next ones. Until the thread ends the
+    engine is its own: `complete_all`, so an `LLM` too, asks the thread.
     probe_seconds: after so long without work, and at first, compute one token to see that the engine still can.
     """
 
@@ -114,8 +116,10 @@ class EngineThread:
         return None if last is None else time.monotonic() - last
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread, once nobody else steps the engine."""
+        with self._lock:  # who asks meanwhile waits until it runs
+            self._engine.hand_over(self.complete_waiting)
+            self._thread.start()
 
     def stop(self, drain_seconds: float = 0.0) -> None:
         """Take no more requests, give those in work some time, abort the rest, and end the thread."""
@@ -132,13 +136,9 @@ class EngineThread:
         Raises EngineError when the engine is full or stopping. What is wrong with a request reaches the sink.
         """
         with self._lock:
-            if not self.is_serving:
-                raise EngineError("the engine is stopping; ask again later")
-            if self._num_open + len(requests) > self._max_queued:
+            if self.is_serving and self._num_open + len(requests) > self._max_queued:
                 raise EngineError(f"the engine has {self._num_open} requests in work already; ask again later")
-            self._num_open += len(requests)
-            for request in requests:
-                self._commands.put(_Add(request, _Owner(reader, sink)))
+            self._queue(requests, _Owner(reader, sink))
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Drop requests before the next step; the sink hears no more of them. Those that have ended are passed over."""
@@ -175,7 +175,55 @@ class EngineThread:
                 completions[delta.request_id] = delta.completion
         return [completions[request.id] for request in requests]
 
+    def complete_waiting(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer requests together, from another thread of this process, which waits; no limit holds for it.
+
+        Returns the completions in order. Raises as `stream` does.
+        """
+        reader: queue.SimpleQueue[Delta | OpenAutoGLMError] = queue.SimpleQueue()
+
+        def put(news: Sequence[News]) -> None:
+            for _, item in news:
+                reader.put(item)
+
+        with self._lock:
+            self._queue(requests, _Owner(reader, put))
+        unfinished = {request.id for request in requests}
+        completions: dict[str, Completion] = {}
+        try:
+            while unfinished:
+                item = reader.get()
+                if isinstance(item, OpenAutoGLMError):
+                    raise item
+                if item.completion is not None:
+                    unfinished.discard(item.request_id)
+                    completions[item.request_id] = item.completion
+        finally:
+            self.abort(unfinished)
+        return [completions[request.id] for request in requests]
+
+    def _queue(self, requests: Sequence[Request], owner: _Owner) -> None:
+        """With the lock held."""
+        if not self.is_serving:
+            raise EngineError("the engine is stopping; ask again later")
+        self._num_open += len(requests)
+        for request in requests:
+            self._commands.put(_Add(request, owner))
+
     def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:
+            # Whoever waits must hear of it; nobody would end their waiting otherwise. What is asked from now on is
+            # refused, since the engine's state is not known.
+            self._give_up(EngineError(f"the engine's thread failed ({type(error).__name__}: {error})"))
+            raise
+        else:
+            self._engine.hand_over(None)
+        finally:
+            self._refuse_rest()
+
+    def _work(self) -> None:
         if self._probe_seconds is not None:
             self._probe()
         while True:
@@ -184,7 +232,6 @@ class EngineThread:
             if time.monotonic() > self._deadline:
                 self._abort_all()
             self._step()
-        self._refuse_rest()
 
     def _step(self) -> None:
         before = self._engine.stats.num_steps
@@ -218,12 +265,14 @@ class EngineThread:
                 self._engine.abort(command.request_id)
 
     def _add(self, command: _Add) -> None:
-        self._owners[command.request.id] = command.owner
         try:
             self._engine.add_request(command.request)
         except OpenAutoGLMError as error:
-            self._forget(command.request.id)
+            with self._lock:
+                self._num_open -= 1
             self._hand_over(command.owner.sink, [(command.owner.reader, error)])
+        else:
+            self._owners[command.request.id] = command.owner
 
     def _probe(self) -> None:
         """One token that nobody reads."""
@@ -259,10 +308,21 @@ class EngineThread:
         if error is None:
             self._deliver([delta for delta in deltas if delta is not None])
             return
-        for owner in dict.fromkeys(self._owners.values()):
-            self._hand_over(owner.sink, [(owner.reader, error)])
+        self._tell_all(error)
+
+    def _give_up(self, error: EngineError) -> None:
+        """End with an error for all; the engine, whose state is not known, is left alone."""
+        with self._lock:
+            self._stopping = True
+        self._tell_all(error)
+
+    def _tell_all(self, error: EngineError) -> None:
+        owners = list(dict.fromkeys(self._owners.values()))
         for request_id in list(self._owners):
             self._forget(request_id)
+        for owner in owners:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+                owner.sink([(owner.reader, error)])
 
     def _refuse_rest(self) -> None:
         """Answer what was asked between the decision to stop and the end of the thread."""

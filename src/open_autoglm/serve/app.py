@@ -89,7 +89,7 @@ def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | 
     install_error_handlers(app)
     guards = install_guards(app, settings, identity_of(models))
     app.add_middleware(WatchGate, watch=watch, routes=lambda: app.routes)  # around the guards
-    beside = app.state.grpc = None if settings.grpc_port is None else _grpc_server(models, guards, tls)
+    beside = app.state.grpc = None if settings.grpc_port is None else _grpc_server(models, guards, watch, tls)
     app.add_route("/v1/chat/completions", ChatRoute(models, settings).answer, methods=["POST"])
     app.add_route("/v1/completions", CompletionRoute(models, settings).answer, methods=["POST"])
     app.add_route("/v1/embeddings", EmbeddingRoute(models, settings).answer, methods=["POST"])
@@ -103,7 +103,7 @@ def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | 
     return app
 
 
-def _grpc_server(models: Models, guards: Guards, tls: ServerContext | None) -> GrpcServer:
+def _grpc_server(models: Models, guards: Guards, watch: Watch, tls: ServerContext | None) -> GrpcServer:
     # Its core writes a line to stderr for each call that it refuses, and for what we tell in our own words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
@@ -112,7 +112,7 @@ def _grpc_server(models: Models, guards: Guards, tls: ServerContext | None) -> G
         raise ConfigurationError(
             f"--grpc-port needs packages that are not installed ({error.name}): pip install 'open-autoglm[grpc]'"
         ) from None
-    return GrpcServer(models, guards, tls)
+    return GrpcServer(models, guards, watch, tls)
 
 
 def identity_of(models: Models) -> IdentifyModel:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls that end early, health and reflection, and real server processes that drain, stop and come back."""
 
+import gc
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -195,7 +197,11 @@ def test_what_cannot_be_is_told_before_a_model_loads(dialogue_bundle: Path) -> N
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert "--grpc-port" in fails("--port", "0", "--grpc-port", port)
-    for options, words in (({"port": 7, "grpc_port": 7}, "give two"), ({"grpc_port": 70_000}, "not a port")):
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"port": 7, "grpc_port": 7}, "give two"),
+        ({"grpc_port": 70_000}, "not a port"),
+    )
+    for options, words in wrong:
         with pytest.raises(ConfigurationError, match=words):
             ServeSettings(**options)
 
@@ -213,3 +219,13 @@ def test_nothing_of_grpc_is_loaded_without_the_port(dialogue_bundle: Path) -> No
     done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2, done.stderr
     assert "open-autoglm[grpc]" in re.sub(r"\s+", "", done.stderr)
+
+
+def test_a_server_that_has_ended_lets_its_model_go(dialogue_bundle: Path) -> None:
+    with twin(dialogue_bundle) as running:
+        assert running.stub.Chat(chat(), timeout=30).choices
+        assert running.rest.post({"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}).status_code == 200
+        model = weakref.ref(running.rest.llm)
+    del running
+    gc.collect()
+    assert model() is None

@@ -33,6 +33,11 @@ class Admitted:
         self.has_begun = False
 
     @property
+    def caller_id(self) -> str | None:
+        """Of the caller's key; none without one."""
+        return self._caller.id
+
+    @property
     def meter(self) -> TokenMeter:
         """The tokens of the call."""
         return self._admission.meter
@@ -104,7 +109,7 @@ class CallGuard:
 
         Raises HttpError 401, 403, 429 or 431.
         """
-        headers = [(name.encode(), value.encode() if isinstance(value, str) else value) for name, value in metadata]
+        headers = as_headers(metadata)
         fault = header_fault(headers, b"", self.limits)
         if fault is not None:
             raise fault
@@ -129,6 +134,11 @@ class CallGuard:
         finally:  # a client that left pays for what was computed
             admitted.meter.close(failed=failed)
             self._guards.tick()
+
+
+def as_headers(metadata: Metadata) -> list[tuple[bytes, bytes]]:
+    """Metadata as ASGI has headers."""
+    return [(name.encode(), value.encode() if isinstance(value, str) else value) for name, value in metadata]
 
 
 def _host_and_port(peer: str) -> tuple[str, int] | None:

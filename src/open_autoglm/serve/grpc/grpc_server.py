@@ -19,6 +19,7 @@ from open_autoglm.serve.guards.guard_chain import Guards
 from open_autoglm.serve.guards.transport_security import PemFiles, ServerContext
 from open_autoglm.serve.models.model_client import Models
 from open_autoglm.serve.settings import ServeSettings, listening_address
+from open_autoglm.serve.watching.watch import Watch
 
 _CLOSING_SECONDS: Final = 5.0
 """What calls get to take their last bytes once the models are done."""
@@ -34,11 +35,12 @@ _SHORTEST_AGE: Final = 60.0
 class GrpcServer:
     """Serves from `start` to `stop`, within one event loop.
 
-    tls: as `tls_context` made it; certificates that it reads again hold for new connections.
+    watch: is told of each call. tls: as `tls_context` made it; certificates that it reads again hold for new
+    connections.
     """
 
-    def __init__(self, models: Models, guards: Guards, tls: ServerContext | None = None) -> None:
-        self._models, self._guards, self._tls = models, guards, tls
+    def __init__(self, models: Models, guards: Guards, watch: Watch, tls: ServerContext | None = None) -> None:
+        self._models, self._guards, self._watch, self._tls = models, guards, watch, tls
         self._guard = CallGuard(guards)
         self._health = HealthService(models, self._guard, (SERVICE,))
         self._server: grpc.aio.Server | None = None
@@ -66,7 +68,7 @@ class GrpcServer:
     def _bound(self) -> grpc.aio.Server:
         settings = self._guards.settings
         server = grpc.aio.server(options=list(channel_options(settings).items()))
-        server.add_generic_rpc_handlers((LanguageModels(self._models, self._guard).handler(),))
+        server.add_generic_rpc_handlers((LanguageModels(self._models, self._guard, self._watch).handler(),))
         add_HealthServicer_to_server(self._health, server)
         add_ServerReflectionServicer_to_server(ReflectionService(self._guard, (SERVICE, _HEALTH_SERVICE)), server)
         wanted = settings.grpc_port or 0

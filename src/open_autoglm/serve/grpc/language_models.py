@@ -37,6 +37,8 @@ from open_autoglm.serve.routes.completion_route import completion_order, echoes_
 from open_autoglm.serve.routes.embedding_route import EmbeddingRequest, embed_order, vector_of
 from open_autoglm.serve.routes.health_routes import model_card
 from open_autoglm.serve.routes.tokenize_route import DetokenizeRequest, TokenizeRequest
+from open_autoglm.serve.watching.watch import Watch
+from open_autoglm.serve.watching.watched_models import watched
 
 SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["LanguageModels"].full_name
 
@@ -44,10 +46,10 @@ _Reply = TypeVar("_Reply", bound=Reply)
 
 
 class LanguageModels:
-    """The methods over a server's models, behind its guards."""
+    """The methods over a server's models, behind its guards. watch: is told of each call."""
 
-    def __init__(self, models: Models, guard: CallGuard) -> None:
-        self._models, self._guard = models, guard
+    def __init__(self, models: Models, guard: CallGuard, watch: Watch) -> None:
+        self._models, self._guard, self._watch = models, guard, watch
 
     def methods(self) -> list[Method]:
         """All methods, each with the REST route that does the same."""
@@ -67,7 +69,9 @@ class LanguageModels:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """For a server's `add_generic_rpc_handlers`."""
-        handlers = {method.name: CallHandler(method, self._guard).handler() for method in self.methods()}
+        handlers = {
+            method.name: CallHandler(SERVICE, method, self._guard, self._watch).handler() for method in self.methods()
+        }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     async def _chat(self, asked: Asked) -> Message:
@@ -111,7 +115,7 @@ class LanguageModels:
         return name, order, writer
 
     async def _whole(self, name: str, order: Order, writer: MessageWriter, asked: Asked) -> Message:
-        async with self._models.use(name) as model:
+        async with watched(self._models, asked.record).use(name) as model:
             pieces = await model.answer(order)
         used = TokensUsed(order)
         used.add(pieces)
@@ -122,7 +126,8 @@ class LanguageModels:
         self, name: str, order: Order, writer: MessageWriter, asked: Asked
     ) -> AsyncGenerator[Message, None]:
         used = TokensUsed(order)
-        async with self._models.use(name) as model, aclosing(model.stream(order)) as news:
+        models = watched(self._models, asked.record)
+        async with models.use(name) as model, aclosing(model.stream(order)) as news:
             async for pieces in news:
                 if asked.meter.counts:
                     used.add(pieces)
@@ -134,7 +139,7 @@ class LanguageModels:
     async def _embed(self, asked: Asked) -> Message:
         request = EmbeddingRequest.parse(asked.body)
         name = self._models.resolve(request.model)
-        reply, _ = await self._reply(name, embed_order(request, self._guard.settings), Embeddings)
+        reply, _ = await self._reply(asked, name, embed_order(request, self._guard.settings), Embeddings)
         asked.meter.record(0, reply.prompt_tokens)
         vectors = [pb.Embedding(index=index, embedding=vector_of(row)) for index, row in enumerate(reply.vectors)]
         return pb.EmbedResponse(model=name, data=vectors, usage=_prompt_usage(reply.prompt_tokens))
@@ -142,7 +147,7 @@ class LanguageModels:
     async def _classify(self, asked: Asked) -> Message:
         request = ClassifyRequest.parse(asked.body)
         name = self._models.resolve(request.model)
-        reply, _ = await self._reply(name, classify_order(request, self._guard.settings), Classes)
+        reply, _ = await self._reply(asked, name, classify_order(request, self._guard.settings), Classes)
         asked.meter.record(0, reply.prompt_tokens)
         found = [
             pb.Classification(index=index, label=likeliest_label(reply.labels, row), probs=row)
@@ -159,19 +164,20 @@ class LanguageModels:
 
     async def _tokenize(self, asked: Asked) -> Message:
         request = TokenizeRequest.parse(asked.body)
-        reply, longest = await self._reply(self._models.resolve(request.model), request.order(), Tokens)
+        reply, longest = await self._reply(asked, self._models.resolve(request.model), request.order(), Tokens)
         return pb.TokenizeResponse(
             count=len(reply.ids), max_model_len=longest, tokens=reply.ids, token_strs=reply.names or ()
         )
 
     async def _detokenize(self, asked: Asked) -> Message:
         request = DetokenizeRequest.parse({"tokens": [], **asked.body})
-        reply, _ = await self._reply(self._models.resolve(request.model), DetokenizeOrder(request.tokens), Text)
+        name = self._models.resolve(request.model)
+        reply, _ = await self._reply(asked, name, DetokenizeOrder(request.tokens), Text)
         return pb.DetokenizeResponse(prompt=reply.text)
 
-    async def _reply(self, name: str, question: Question, kind: type[_Reply]) -> tuple[_Reply, int]:
+    async def _reply(self, asked: Asked, name: str, question: Question, kind: type[_Reply]) -> tuple[_Reply, int]:
         """The reply to a question, and how long a prompt of the model may be."""
-        async with self._models.use(name) as model:
+        async with watched(self._models, asked.record).use(name) as model:
             reply: Reply = await model.ask(question)
             longest = model.card.max_context
         if not isinstance(reply, kind):

@@ -6,26 +6,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from open_autoglm.serve.models.model_client import Models, ModelStatus
 
 
 def add_health_routes(app: FastAPI, models: Models) -> None:
-    """Add the routes to an application."""
+    """Add the routes to an application.
 
-    @app.api_route("/v1/models", methods=["GET", "HEAD"])
-    async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [model_card(status) for status in models.statuses()]}
+    As plain routes: FastAPI keeps what it knows of its own ones for as long as the process lives, and with it the
+    models.
+    """
 
-    @app.api_route("/v1/models/{model_id:path}", methods=["GET", "HEAD"])
-    async def get_model(model_id: str) -> dict[str, Any]:
-        name = models.resolve(model_id)
-        return next(model_card(status) for status in models.statuses() if status.name == name)
+    async def list_models(_: Request) -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [model_card(status) for status in models.statuses()]})
 
-    @app.api_route("/health", methods=["GET", "HEAD"])
-    async def health() -> JSONResponse:
+    async def get_model(request: Request) -> JSONResponse:
+        name = models.resolve(request.path_params["model_id"])
+        return JSONResponse(next(model_card(status) for status in models.statuses() if status.name == name))
+
+    async def health(_: Request) -> JSONResponse:
         """Whether this process lives and takes requests; what the engines do is `/ready`'s matter."""
         statuses = models.statuses()
         stopping = any(status.state == "stopping" for status in statuses)
@@ -42,8 +43,7 @@ def add_health_routes(app: FastAPI, models: Models) -> None:
         }
         return JSONResponse(body, 503 if stopping else 200)
 
-    @app.api_route("/ready", methods=["GET", "HEAD"])
-    async def ready() -> JSONResponse:
+    async def ready(_: Request) -> JSONResponse:
         """Whether every model that is loaded has computed a step within the last seconds."""
         statuses = models.statuses()
         body = {
@@ -51,6 +51,11 @@ def add_health_routes(app: FastAPI, models: Models) -> None:
             "models": {status.name: _readiness(status) for status in statuses},
         }
         return JSONResponse(body, 200 if is_up else 503)
+
+    app.add_route("/v1/models", list_models, methods=["GET"])
+    app.add_route("/v1/models/{model_id:path}", get_model, methods=["GET"])
+    app.add_route("/health", health, methods=["GET"])
+    app.add_route("/ready", ready, methods=["GET"])
 
 
 def are_ready(statuses: Sequence[ModelStatus]) -> bool:

@@ -6,11 +6,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
-
-import structlog
-from structlog.typing import EventDict, WrappedLogger
+from typing import Any, Final, Literal, cast
 
 LineFormat = Literal["json", "text"]
 
@@ -20,28 +18,35 @@ _UNSAFE: Final = re.compile(
 )  # controls, line ends, marks that turn the direction of text, halves of surrogate pairs
 _PLAIN: Final = re.compile(r"[^\s\"=\\\x00-\x1f]+")
 _CONTINUED: Final = "\n    | "
+_OURS: Final = "open_autoglm"
 
 
 def line_formatter(kind: LineFormat) -> logging.Formatter:
     """Makes a line of each record of the standard library's logging, whoever made it."""
-    return structlog.stdlib.ProcessorFormatter(
-        processors=[
-            _describe,
-            structlog.processors.format_exc_info,
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            json_line if kind == "json" else text_line,
-        ]
-    )
+    return _LineFormatter(kind)
 
 
-def json_line(_: WrappedLogger, __: str, event: EventDict) -> str:
+class _LineFormatter(logging.Formatter):
+    def __init__(self, kind: LineFormat) -> None:
+        super().__init__()
+        self._line = json_line if kind == "json" else text_line
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, or several for a text with a traceback."""
+        event = _described(record)
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return self._line(event)
+
+
+def json_line(event: Mapping[str, Any]) -> str:
     """A JSON object."""
     ordered = {name: event[name] for name in _FIRST if name in event}
     text = json.dumps({**ordered, **event}, ensure_ascii=False, default=str)
     return _UNSAFE.sub(_escaped, text)
 
 
-def text_line(_: WrappedLogger, __: str, event: EventDict) -> str:
+def text_line(event: Mapping[str, Any]) -> str:
     """Time, level, what happened, and `name=value` for the rest.
 
     A traceback follows, its lines marked, so that none looks like a line of its own.
@@ -57,13 +62,18 @@ def text_line(_: WrappedLogger, __: str, event: EventDict) -> str:
     return line
 
 
-def _describe(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    record: logging.LogRecord = event["_record"]
+def _described(record: logging.LogRecord) -> dict[str, Any]:
+    """What a record says. The message of ours may be fields, `event` among them; that of others is a text."""
+    said: object = record.msg
+    is_ours = record.name == _OURS or record.name.startswith(f"{_OURS}.")
+    fields = cast("dict[str, Any]", said) if is_ours and isinstance(said, dict) else {"event": record.getMessage()}
     moment = datetime.fromtimestamp(record.created, UTC)
-    event["timestamp"] = moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
-    event["level"] = record.levelname.lower()
-    event["logger"] = record.name
-    return event
+    return {
+        **fields,
+        "timestamp": moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+    }
 
 
 def _word(value: Any) -> str:

@@ -7,8 +7,6 @@ import logging
 import re
 from typing import Any, Final
 
-import structlog
-
 from open_autoglm.engine.orders import ChatOrder
 from open_autoglm.serve.watching.request_record import RequestRecord
 
@@ -33,11 +31,8 @@ class RequestLog:
         fields = request_fields(record, trace_id)
         if self._with_content and record.order is not None:
             fields |= _content(record)
-        # As structlog's loggers do it, but without a search of the stack for the caller, which costs as much again.
-        wrap = structlog.stdlib.ProcessorFormatter.wrap_for_formatter
-        (event,), also = wrap(self._logger, logging.getLevelName(level).lower(), {"event": "request", **fields})
-        told = self._logger.makeRecord(_NAME, level, "", 0, event, (), None, extra=also["extra"])
-        self._logger.handle(told)
+        # Without a search of the stack for the caller, which costs as much again.
+        self._logger.handle(self._logger.makeRecord(_NAME, level, "", 0, {"event": "request", **fields}, (), None))
 
 
 def request_fields(record: RequestRecord, trace_id: str | None = None) -> dict[str, Any]:
@@ -45,10 +40,11 @@ def request_fields(record: RequestRecord, trace_id: str | None = None) -> dict[s
     tokens = record.tokens
     reasons = [choice.finish_reason for _, choice in record.answers]
     asked = record.model is not None
+    method = record.method if record.method.isascii() and record.method.isalpha() else "other"
     fields: dict[str, Any] = {
         "request_id": record.request_id,
         "protocol": record.protocol,
-        "method": record.method if record.method.isascii() and record.method.isalpha() else "other",
+        "method": method if record.protocol == "http" else None,
         "route": record.route,
         "status": record.status,
         "key": record.key_id,

@@ -99,7 +99,7 @@ class RequestMetrics:
     def end(self, record: RequestRecord) -> None:
         """A request has ended."""
         self.num_in_flight -= 1
-        method = record.method if record.method in _METHODS else "other"
+        method = record.method if record.method in _METHODS or record.protocol != "http" else "other"
         key = (record.protocol, method, record.route, record.status)
         series = self._request_series.get(key)
         if series is None:
