@@ -97,7 +97,7 @@ def probe(plugin: Plugin, *, behaviour: bool = False, seconds: float = PROBE_SEC
 
 
 def _answer(child: subprocess.Popen[bytes], read_end: int, request: bytes, seconds: float) -> ProbeResult:
-    assert child.stdin is not None  # noqa: S101
+    assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         child.stdin.write(request)
         child.stdin.close()

@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     descriptor = int(arguments[0])
     os.set_inheritable(descriptor, False)
     request = json.loads(sys.stdin.read())
-    sys.stdin = Path(os.devnull).open(encoding="utf-8")
+    sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - for as long as we live
     answer: dict[str, Any]
     try:
         plugin = Plugin(
