@@ -100,10 +100,9 @@ def start(folder: Path, database: Path, options: argparse.Namespace) -> subproce
 def done_batches(folder: Path) -> int:
     """How many batches of the infer stage are recorded as done."""
     journal = folder / "pipelines" / "pipelines.sqlite"
-    try:
-        return int(query(journal, "select count(*) from items where stage = 'infer' and state = 'done'")[0][0])
-    except sqlite3.OperationalError:
+    if not journal.exists() or not query(journal, "select 1 from sqlite_master where name = 'pipeline_items'"):
         return 0
+    return int(query(journal, "select count(*) from pipeline_items where stage = 'infer' and state = 'done'")[0][0])
 
 
 def query(path: Path, text: str) -> list[tuple]:

@@ -41,16 +41,22 @@ def test_the_engine_answers_as_it_does_without_a_pipeline(invoke: Invoke, extrac
 
 def test_a_server_gives_the_same_answers(invoke: Invoke, extraction: Path) -> None:
     with serving(extraction) as server:
-        local = invoke("extract", {"model": str(extraction)}, RECORDS)["records"]
-        with LLM(extraction) as llm:
-            assert llm.task is not None
-            schema = llm.task.answer_schema
-        config = {"model": "tiny", "url": f"{server.url}/v1", "answer_schema": schema, "confidence": True}
-        remote = invoke("extract", config, RECORDS)["records"]
-        assert all(0 < one.pop("confidence") <= 1 for one in remote)
-        assert [set(one["extracted"]) for one in remote] == [{"intent", "slots"}] * len(LINES)
+        schema = {
+            "type": "object",
+            "properties": {"intent": {"enum": ["PlayMusic", "GetWeather"]}},
+            "required": ["intent"],
+            "additionalProperties": False,
+        }
+        config = {"answer_schema": schema, "confidence": True}
+        local = invoke("extract", {"model": str(extraction), **config}, RECORDS)["records"]
+        remote = invoke("extract", {"model": "tiny", "url": f"{server.url}/v1", **config}, RECORDS)["records"]
+        assert [one["extracted"] for one in remote] == [one["extracted"] for one in local]
+        assert [one["confidence"] for one in remote] == pytest.approx([one["confidence"] for one in local], rel=1e-3)
+        assert all(0 < one["confidence"] <= 1 for one in remote)
+        own = invoke("extract", {"model": str(extraction)}, RECORDS)["records"]
+        assert [set(one["extracted"]) for one in own] == [{"intent", "slots"}] * len(LINES)
         routed = invoke("glm_router", {"model": "tiny", "url": f"{server.url}/v1"}, RECORDS)["records"]
-        assert [json.loads(one["answer"]) for one in routed] == [one["extracted"] for one in local]
+        assert [json.loads(one["answer"]) for one in routed] == [one["extracted"] for one in own]
         with pytest.raises(ConfigurationError, match="answered 404"):
             invoke("glm_router", {"model": "other", "url": f"{server.url}/v1"}, RECORDS)
     with pytest.raises(ConnectionError):

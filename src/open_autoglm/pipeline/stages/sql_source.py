@@ -82,8 +82,9 @@ class SqlSource:
         seen: set[Any] = set()
         with explained_database("the query of sql_source"), self._engine.connect() as connection:
             rows = connection.execution_options(stream_results=True).execute(text(config.query), values).mappings()
-            for number, row in enumerate(rows, 1):
-                record = {str(name): json_of(value) for name, value in row.items()}
+            for number, found in enumerate(rows, 1):
+                row = {str(name): value for name, value in found.items()}
+                record = {name: json_of(value) for name, value in row.items()}
                 if config.id not in record:
                     raise PipelineError(
                         f"the query gives no column '{config.id}'{did_you_mean(config.id, record)}; "
