@@ -65,7 +65,7 @@ class Program:
         return [pid for pid in all_processes() if "/stages/" in command_of(pid) and str(self.folder) in command_of(pid)]
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 90.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited in vain"

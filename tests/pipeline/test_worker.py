@@ -307,7 +307,7 @@ def test_cancel_stops_what_runs(own: Bench) -> None:
     thread.start()
     wait_until(lambda: own.started(run_id))
     ask(own.journal, run_id[:8], "cancel")
-    thread.join(20)
+    thread.join(120)
     assert own.journal.get(run_id).state == "cancelled"
     assert own.states(run_id, "a")[-1] == own.states(run_id, "b")[-1] == "cancelled"
     with pytest.raises(PipelineError, match="is cancelled; there is nothing to resume"):
@@ -329,7 +329,7 @@ def test_pause_finishes_what_runs_and_resume_goes_on(own: Bench) -> None:
     thread.start()
     wait_until(lambda: own.started(run_id))
     ask(own.journal, run_id, "pause")
-    thread.join(20)
+    thread.join(120)
     paused = own.journal.get(run_id)
     assert (paused.state, paused.control, paused.owner, paused.reason) == ("waiting", "pause", None, "paused")
     assert own.states(run_id, "a")[-1] == "done"

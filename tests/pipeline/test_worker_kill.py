@@ -119,7 +119,7 @@ def test_killed_at_random_points_every_record_is_sunk_once(
         kills += 1
     assert kills >= 4
     last = start(run_id)
-    assert last.wait(60) == 0
+    assert last.wait(120) == 0
     run = journal.get(run_id)
     assert run.state == "done"
     assert run.result is not None
@@ -148,7 +148,7 @@ def test_two_workers_share_what_there_is_and_neither_does_it_twice(
     ]
     assert len(set(runs)) == 8
     workers = [start(), start()]
-    outputs = [worker.communicate(timeout=90)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
     assert {run.state for run in journal.list()} == {"done"}
     for run_id in set(runs):
         done = [one for one in journal.transitions(run_id) if one["state"] == "done"]
@@ -168,12 +168,12 @@ def test_a_worker_that_freezes_and_wakes_commits_nothing(journal: Journal, start
         os.kill(pid, signal.SIGSTOP)
     owner = journal.get(run_id).owner
     second = start(lease=2.0)
-    wait_until(lambda: journal.get(run_id).owner not in (owner, None), 30.0)
+    wait_until(lambda: journal.get(run_id).owner not in (owner, None), 90.0)
     epoch = journal.get(run_id).epoch
     for pid in frozen:  # awake while the second is in the middle of it
         os.kill(pid, signal.SIGCONT)
-    first_output, _ = first.communicate(timeout=60)
-    assert second.wait(60) == 0
+    first_output, _ = first.communicate(timeout=120)
+    assert second.wait(120) == 0
     run = journal.get(run_id)
     assert (run.state, run.epoch) == ("done", epoch)
     assert f"run {run_id}: let go" in first_output
@@ -234,6 +234,31 @@ def test_stages_die_with_their_worker(journal: Journal, start: StartWorker, tmp_
     worker.kill()
     worker.wait()
     wait_until(lambda: not [pid for pid in pids if is_alive(pid)], 3.0)
+
+
+def test_stopped_politely_it_can_be_continued(journal: Journal, start: StartWorker, tmp_path: Path) -> None:
+    specification = PipelineSpecification(
+        "p",
+        (
+            StageSpecification("a", "append", (), {}),
+            StageSpecification("b", "slow_step", ("a",), {"pieces": 30, "seconds": 0.2}),
+        ),
+    )
+    run_id, _ = journal.submit(specification.to_dict(), None, folder=str(tmp_path))
+    worker = start(run_id[:6])
+    wait_until((tmp_path / run_id / "b.pieces").exists)
+    worker.send_signal(signal.SIGINT)
+    worker.wait(120)
+    run = journal.get(run_id)
+    assert (run.state, run.owner, run.reason) == ("waiting", None, "interrupted")
+    assert [one["state"] for one in journal.transitions(run_id) if one["stage"] == "b"][-2:] == ["running", "waiting"]
+    assert start(run_id).wait(120) == 0
+    result = journal.get(run_id).result
+    assert result is not None
+    assert result.payload == {"a": 1, "numbers": [30]}
+    assert [line.split()[:3] for line in _text(tmp_path / run_id / "record.txt").splitlines()][2:] == [
+        ["start", "b", "1"], ["start", "b", "2"]
+    ]  # fmt: skip
 
 
 def _is_of(change: dict[str, object], key: ItemKey) -> bool:

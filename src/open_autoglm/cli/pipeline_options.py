@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+
+from open_autoglm.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from open_autoglm.pipeline.journal import Journal
@@ -35,9 +38,17 @@ SetOption = Annotated[
 ]
 
 
+def need_pipelines() -> None:
+    """Raises ConfigurationError, with what to install, if pipelines cannot run here."""
+    for module in ("cronsim", "jsonschema", "sqlalchemy"):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigurationError(f"pipelines need {module}: pip install 'open-autoglm[pipeline]'")
+
+
 @contextmanager
 def open_journal(database: str | None, folder: Path) -> Iterator[Journal]:
     """The journal that the options name."""
+    need_pipelines()
     from open_autoglm.pipeline.journal import Journal
 
     journal = Journal(database or f"sqlite:///{folder.resolve()}/pipelines.sqlite")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from open_autoglm.cli.pipeline_options import (
     FolderOption,
     JsonOption,
     SetOption,
+    need_pipelines,
     open_journal,
     run_summary,
     shown_state,
@@ -51,6 +53,7 @@ def run_command(
     as_json: JsonOption = False,
 ) -> None:
     """Run a pipeline now. Ctrl-C stops it; `resume` goes on where it was."""
+    need_pipelines()
     from open_autoglm.pipeline.catalog import default_catalog
     from open_autoglm.pipeline.file_schema import PRIORITIES
     from open_autoglm.pipeline.yaml_file import read_pipeline
@@ -111,6 +114,7 @@ def _work(journal: Journal, run_id: str, folder: Path, *, detach: bool, as_json:
         print_json(run_summary(run)) if as_json else print_line(run_id)
         return
     from open_autoglm.pipeline.catalog import default_catalog
+    from open_autoglm.pipeline.run_requests import ask
     from open_autoglm.pipeline.worker import Worker
 
     _say(f"run {run_id} (open-autoglm show {run_id})")
@@ -120,6 +124,8 @@ def _work(journal: Journal, run_id: str, folder: Path, *, detach: bool, as_json:
         run = worker.run(run_id, on_look=teller.tell, on_wait=lambda reason: _say(f"run {run_id} waits: {reason}"))
         teller.tell()
     except KeyboardInterrupt:
+        with contextlib.suppress(PipelineError):  # it may have ended just then
+            ask(journal, run_id, "pause")  # or another worker would take it at once
         _say(f"interrupted; open-autoglm resume {run_id} goes on where it was")
         raise
     finally:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from open_autoglm.cli.output import print_json, print_line, print_table
-from open_autoglm.cli.pipeline_options import JsonOption, SetOption
+from open_autoglm.cli.pipeline_options import JsonOption, SetOption, need_pipelines
 from open_autoglm.errors import ConfigurationError, SpecificationError
 
 
@@ -38,6 +38,7 @@ def validate_command(
     as_json: JsonOption = False,
 ) -> None:
     """Check pipelines' files: every fault with its line and column."""
+    need_pipelines()
     from open_autoglm.pipeline.catalog import default_catalog
     from open_autoglm.pipeline.file_schema import pipeline_schema
     from open_autoglm.pipeline.yaml_file import read_pipeline
@@ -76,6 +77,7 @@ def graph_command(
     as_json: JsonOption = False,
 ) -> None:
     """Draw a pipeline: in the terminal, as Mermaid, or as SVG."""
+    need_pipelines()
     from open_autoglm.pipeline.catalog import default_catalog
     from open_autoglm.pipeline.drawing import draw_lines, draw_mermaid, draw_svg
     from open_autoglm.pipeline.yaml_file import read_pipeline

@@ -65,6 +65,7 @@ runs: Final = Table(
     Column("updated", Double, nullable=False),
     Index("pipeline_runs_by_state", "state", "priority", "created"),
     Index("pipeline_runs_by_pipeline", "pipeline", "state"),
+    Index("pipeline_runs_by_owner", "owner"),
 )
 
 items: Final = Table(

@@ -49,6 +49,7 @@ class StageHost:
     def __init__(self, wire: int) -> None:
         self._socket = socket.socket(fileno=wire)
         self._stages: dict[tuple[str, str], _LoadedStage] = {}
+        self._latest = ("", "")
         self._events: dict[str, EventLog] = {}
         self._jobs = 0
         self._stopping = False
@@ -124,6 +125,7 @@ class StageHost:
                 reply["cursor"] = redactor.json({"value": cursors["next"]})
             return reply
         except Exception as error:  # noqa: BLE001 - whatever it is, the runner decides what becomes of it
+            self._stages.pop(self._latest, None)  # what has failed may be broken: the next attempt makes a new one
             if log is not None:
                 log.error("the attempt failed\n%s", traceback.format_exc())
             return {"failure": redactor.json(describe_error(error))}
@@ -133,7 +135,7 @@ class StageHost:
 
     def _load(self, target: str, config: dict[str, Any]) -> _LoadedStage | None:
         """The stage, made now or before; None if it wants a process of its own and this is none any more."""
-        key = (target, json.dumps(config, sort_keys=True))
+        key = self._latest = (target, json.dumps(config, sort_keys=True))
         if key not in self._stages:
             if self._jobs and getattr(load_target(target), "own_process", False):
                 return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from open_autoglm.pipeline.journal_records import ENDED, WAITING, Claim, RunReco
 from open_autoglm.pipeline.placement import Capacity, Placement, machine_capacity
 from open_autoglm.pipeline.stage import StageCatalog
 from open_autoglm.pipeline.triggers.schedule_book import ScheduleBook
+from open_autoglm.pipeline.triggers.source import PipelineSource, start_runs
 from open_autoglm.pipeline.warm_pool import WarmPool
 from open_autoglm.pipeline.worker_lock import WorkerLock, is_gone
 
@@ -53,7 +54,7 @@ class Worker:
         self._placement = Placement(capacity or machine_capacity())
         self._pool = WarmPool(idle=int(max(2, self._placement.capacity.cpu)), lock=self._lock.descriptor)
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="stage")
-        self._conductors: dict[str, tuple[Conductor, threading.Thread]] = {}
+        self._conductors: dict[str, tuple[Conductor, threading.Event]] = {}
         self._faults: dict[str, OpenAutoGLMError] = {}
 
     @property
@@ -77,6 +78,7 @@ class Worker:
         has_waited = False
         while True:
             record = self._journal.get(run_id)
+            run_id = record.run_id  # it may have been the beginning of one
             if record.state in ENDED or (record.control == "pause" and record.owner is None):
                 return record
             self._check_fit(record)
@@ -92,10 +94,9 @@ class Worker:
                 )
             on_look()
             time.sleep(LOOK_SECONDS)
-        thread = self._begin(claim)
+        ended = self._begin(claim)
         try:
-            while thread.is_alive():
-                thread.join(LOOK_SECONDS)
+            while not ended.wait(LOOK_SECONDS):
                 on_look()
         except BaseException:
             self._interrupt(run_id)
@@ -106,8 +107,11 @@ class Worker:
             raise fault
         return self._journal.get(run_id)
 
-    def serve(self, stop: threading.Event, *, until_idle: bool = False) -> None:
-        """Take whatever there is to do until `stop` is set, or with `until_idle` until there is nothing more."""
+    def serve(self, stop: threading.Event, *, sources: Sequence[PipelineSource] = (), until_idle: bool = False) -> None:
+        """Take whatever there is to do until `stop` is set, or with `until_idle` until there is nothing more.
+
+        sources: what starts runs besides the schedule.
+        """
         book = ScheduleBook(self._journal)
         next_schedule = 0.0
         while not stop.is_set():
@@ -115,6 +119,9 @@ class Worker:
                 if time.monotonic() >= next_schedule:
                     next_schedule = time.monotonic() + _SCHEDULE_SECONDS
                     self._fire(book)
+                    for one in sources:
+                        for run_id in start_runs(self._journal, one, str(self._folder)):
+                            self._tell(f"{one.content['name']}: run {run_id} for what has arrived")
                 claimed = self._take_runs()
             except OpenAutoGLMError as error:  # a database that is away for a moment comes back
                 self._tell(f"warning: {error}")
@@ -155,16 +162,21 @@ class Worker:
         self._journal.release_gone(lambda owner: owner != self.name and is_gone(self._folder, owner))
         return self._journal.claim(self.name, self._lease, self._placement.capacity, run_id)
 
-    def _begin(self, claim: Claim) -> threading.Thread:
+    def _begin(self, claim: Claim) -> threading.Event:
+        """Conduct a run in a thread; the event is set when that has ended.
+
+        Not joined by the thread itself: a signal during `Thread.join` makes Python 3.11 believe that it has ended.
+        """
+        ended = threading.Event()
         conductor = Conductor(self._journal, claim, self._catalog, self._pool, self._placement, threads=self._threads)
         thread = threading.Thread(
-            target=self._conduct, args=(claim, conductor), name=f"run-{claim.run_id}", daemon=True
+            target=self._conduct, args=(claim, conductor, ended), name=f"run-{claim.run_id}", daemon=True
         )
-        self._conductors[claim.run_id] = (conductor, thread)
+        self._conductors[claim.run_id] = (conductor, ended)
         thread.start()
-        return thread
+        return ended
 
-    def _conduct(self, claim: Claim, conductor: Conductor) -> None:
+    def _conduct(self, claim: Claim, conductor: Conductor, ended: threading.Event) -> None:
         try:
             state = conductor.run()
             self._tell(f"run {claim.run_id}: {'let go' if state == WAITING else state}")
@@ -172,10 +184,12 @@ class Worker:
             self._faults[claim.run_id] = error
         except Exception as error:  # noqa: BLE001 - a fault of ours in one run must not end the others
             self._faults[claim.run_id] = PipelineError(f"internal error: {type(error).__name__}: {error}")
+        finally:
+            ended.set()
 
     def _forget_ended(self) -> None:
-        for run_id, (_, thread) in list(self._conductors.items()):
-            if not thread.is_alive():
+        for run_id, (_, ended) in list(self._conductors.items()):
+            if ended.is_set():
                 del self._conductors[run_id]
                 if fault := self._faults.pop(run_id, None):
                     self._tell(f"warning: run {run_id}: {fault}")
@@ -184,7 +198,7 @@ class Worker:
         known = self._conductors.get(run_id)
         if known is not None:
             known[0].interrupt()
-            known[1].join()
+            known[1].wait()
 
     def _check_fit(self, record: RunRecord) -> None:
         capacity = self._placement.capacity
