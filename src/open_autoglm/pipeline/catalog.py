@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages that files may name here: those of installed packages, found by their entry points without importing."""
+"""The stages that files may name here: ours, those of installed packages by their entry points, and of plugins."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import importlib.metadata
 from typing import Final
 
 from open_autoglm.pipeline.stage import StageCatalog
+from open_autoglm.pipeline.stages import BUILT_IN
+from open_autoglm.plugins.stages import stage_targets
 
 GROUP: Final = "open_autoglm.stages"
 """The entry points: `name = package.module:attribute`."""
 
 
 def default_catalog() -> StageCatalog:
-    """Every stage that an installed package offers, ours included.
+    """Every stage there is: built in, of an installed package, or of a plugin that is on. Imports none of them.
 
-    Raises PipelineError when two packages offer different stages under one name.
+    Raises PipelineError when two offer different stages under one name.
     """
     found = [{point.name: point.value} for point in importlib.metadata.entry_points(group=GROUP)]
-    return StageCatalog.of(*found)
+    return StageCatalog.of(BUILT_IN, *found, stage_targets())

@@ -30,8 +30,8 @@ _LONGEST: Final = 1000
 Condition = Callable[[Mapping[str, Any]], bool]
 
 
-def parse_condition(text: str) -> Condition:
-    """A function of the names in `NAMES` that says whether the condition holds.
+def parse_condition(text: str, known: tuple[str, ...] = NAMES) -> Condition:
+    """A function of the names in `known` that says whether the condition holds.
 
     Raises PipelineError for what is not in the language; so does the function when the packet lacks what is asked
     for, or values cannot be compared.
@@ -59,7 +59,7 @@ def parse_condition(text: str) -> Condition:
         if len(body) != 1 or not isinstance(body[0], nodes.Output) or len(body[0].nodes) != 1:
             raise PipelineError("a condition is one expression, such as payload.score < 0.5")
         for node in (*tree.find_all(nodes.Node),):
-            _check(node)
+            _check(node, known)
         compiled = environment.compile_expression(text, undefined_to_none=False)
     except TemplateError as error:
         raise PipelineError(f"this is not a condition: {error.message or error}") from None
@@ -68,7 +68,7 @@ def parse_condition(text: str) -> Condition:
 
     def holds(names: Mapping[str, Any]) -> bool:
         try:
-            return bool(compiled(**{name: names.get(name, {}) for name in NAMES}))
+            return bool(compiled(**{name: names.get(name, {}) for name in known}))
         except UndefinedError as error:
             raise PipelineError(
                 f"the condition `{text}` asks for something that the packet lacks ({error.message}); "
@@ -80,12 +80,12 @@ def parse_condition(text: str) -> Condition:
     return holds
 
 
-def _check(node: Any) -> None:
+def _check(node: Any, known: tuple[str, ...]) -> None:
     kind = type(node).__name__
     if kind not in _NODES:
         raise PipelineError(f"a condition cannot hold a {kind.lower()}; compare values with ==, <, in, and, or, not")
-    if kind == "Name" and node.name not in NAMES:
-        raise PipelineError(f"unknown name '{node.name}'" + did_you_mean(node.name, NAMES))
+    if kind == "Name" and node.name not in known:
+        raise PipelineError(f"unknown name '{node.name}'" + did_you_mean(node.name, known))
     if kind == "Filter" and node.name not in _FILTERS:
         raise PipelineError(f"unknown filter '{node.name}'" + did_you_mean(node.name, _FILTERS))
     if kind == "Test" and node.name not in _TESTS:

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a plugin does what its kind promises: its methods, and what they do with small examples.
+
+Runs in the probe's own process: it calls the plugin's code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from open_autoglm.errors import ConfigurationError, DataError
+from open_autoglm.plugins.interfaces import attributes_of, methods_of
+
+_TEXTS: Final = ("", "plain words", "Ünïcode 北京 \U0001f600", "  <b>two</b>\n lines &amp; more  ")
+
+
+def check_interface(kind: str, entry: Any) -> Any:
+    """An object of the entry with the methods of its kind. Raises ConfigurationError that names what is missing."""
+    if kind == "stage" and inspect.isfunction(entry):
+        _check_arguments("the function", entry, 2)
+        return None
+    if not isinstance(entry, type):
+        raise ConfigurationError(f"its entry is a {type(entry).__name__}; a {kind} is a class")
+    # A stage is made with its settings, which nobody has here: its class is looked at.
+    plugin: Any = entry if kind == "stage" else entry()
+    for name, count in methods_of(kind).items():
+        method = getattr(plugin, name, None)
+        if not callable(method):
+            raise ConfigurationError(f"it says that it is a {kind}, but has no method {name}")
+        _check_arguments(f"its method {name}", method, count + (kind == "stage"))
+    for name in attributes_of(kind):
+        if not hasattr(plugin, name):
+            raise ConfigurationError(f"it says that it is a {kind}, but has no attribute {name}")
+    return None if kind == "stage" else plugin
+
+
+def check_behaviour(kind: str, plugin: Any, check_config: Mapping[str, Any] | None) -> list[str]:
+    """Try the plugin; returns what was tried. Raises ConfigurationError that says what came out wrong."""
+    check = _CHECKS.get(kind)
+    if check is None or plugin is None:
+        return []
+    if kind in ("source", "sink"):
+        if check_config is None:
+            return []
+        plugin.connect(dict(check_config))
+    return check(plugin)
+
+
+def _check_arguments(what: str, function: Callable[..., Any], count: int) -> None:
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError as error:
+        raise ConfigurationError(f"{what} cannot be called with {count} arguments: {error}") from None
+
+
+def _expect(fact: bool, message: str) -> None:
+    if not fact:
+        raise ConfigurationError(message)
+
+
+def _check_cleaner(plugin: Any) -> list[str]:
+    for text in _TEXTS:
+        clean = plugin.clean(text)
+        _expect(isinstance(clean, str), f"clean({text!r}) gave a {type(clean).__name__}, not a text")
+        _expect(plugin.clean(clean) == clean, f"cleaning the clean text of {text!r} again changes it")
+    return ["gives texts", "cleaning twice is cleaning once"]
+
+
+def _check_tokenizer(plugin: Any) -> list[str]:
+    for text in _TEXTS:
+        ids = list(plugin.encode(text))
+        _expect(all(isinstance(one, int) and one >= 0 for one in ids), f"encode({text!r}) gave what is no token id")
+        _expect(plugin.decode(ids) == text, f"decode(encode({text!r})) is another text")
+    return ["gives token ids", "decodes what it encoded"]
+
+
+def _check_reader(plugin: Any) -> list[str]:
+    suffixes = plugin.suffixes
+    good = not isinstance(suffixes, str) and all(isinstance(one, str) and one.startswith(".") for one in suffixes)
+    _expect(good and len(suffixes) > 0, "suffixes must be texts that begin with a dot")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"empty{suffixes[0]}"
+        path.write_bytes(b"")
+        try:
+            rows = list(plugin.read(path))
+        except (DataError, ValueError):
+            rows = []
+    _expect(all(isinstance(row, Mapping) for row in rows), "read gave a row that is no mapping")
+    return ["names suffixes", "reads an empty file or refuses it clearly"]
+
+
+def _check_sampler(plugin: Any) -> list[str]:
+    import numpy as np
+
+    logits = np.random.default_rng(0).normal(size=50).astype(np.float32)
+    chosen = [plugin.choose(logits.copy(), seed) for seed in (0, 1, 2, 0)]
+    _expect(all(isinstance(one, int | np.integer) and 0 <= one < 50 for one in chosen), "choose gave no token's id")
+    _expect(chosen[0] == chosen[3], "the same seed chose another token")
+    certain = np.full(50, -1e9, np.float32)
+    certain[7] = 0.0
+    _expect(plugin.choose(certain, 3) == 7, "choose took a token that has no probability")
+    return ["gives token ids", "the same seed chooses the same", "keeps to the probabilities"]
+
+
+def _check_metric(plugin: Any) -> list[str]:
+    right, wrong = plugin.score(["a b", "c"], ["a b", "c"]), plugin.score(["x", "y"], ["a b", "c"])
+    for score in (right, wrong):
+        _expect(isinstance(score, int | float) and math.isfinite(score), f"score gave {score!r}, not a number")
+    better = right > wrong if plugin.higher_is_better else right < wrong
+    _expect(better, f"right answers score {right:g} and wrong ones {wrong:g}, which higher_is_better contradicts")
+    return ["gives numbers", "right answers score better than wrong ones"]
+
+
+def _check_quantizer(plugin: Any) -> list[str]:
+    import numpy as np
+
+    weights = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    back = np.asarray(plugin.dequantize(plugin.quantize(weights.copy())))
+    _expect(back.shape == weights.shape, f"weights of {weights.shape} came back as {back.shape}")
+    error = float(np.abs(back - weights).mean() / np.abs(weights).mean())
+    _expect(math.isfinite(error) and error < 0.5, f"the weights came back {error:.0%} off")
+    return ["keeps the shape", "comes back near the weights"]
+
+
+def _check_source(plugin: Any) -> list[str]:
+    records, cursor = plugin.fetch(None)
+    rows = list(plugin.preprocess(records))
+    _expect(all(isinstance(row, Mapping) for row in rows), "it gave a record that is no mapping")
+    json.dumps([dict(row) for row in rows])
+    json.dumps(cursor)
+    again, after = plugin.fetch(cursor)
+    _expect(not list(again) and after == cursor, "fetch with the cursor that it gave brings records again")
+    return ["gives records and a cursor of JSON", "the cursor goes on after the last record"]
+
+
+def _check_sink(plugin: Any) -> list[str]:
+    records = [{"id": 1, "text": "a"}, {"id": 2, "text": "b"}]
+    written = plugin.write(records, "check/1")
+    _expect(written == len(records), f"write of {len(records)} records says {written!r}")
+    plugin.write(records, "check/1")
+    return ["counts what it writes", "takes the same key again"]
+
+
+_CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
+    "cleaner": _check_cleaner,
+    "tokenizer": _check_tokenizer,
+    "reader": _check_reader,
+    "sampler": _check_sampler,
+    "metric": _check_metric,
+    "quantizer": _check_quantizer,
+    "source": _check_source,
+    "sink": _check_sink,
+}
