@@ -95,9 +95,19 @@ def test_serving_and_reading_files_never_import_torch_themselves() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["open_autoglm", "open_autoglm.cli", "open_autoglm.engine", "open_autoglm.serve", "open_autoglm.bundle",
-               "open_autoglm.pipeline", "open_autoglm.plugins.stages", "open_autoglm.data", "open_autoglm.chat.template"],
-)  # fmt: skip
+    "module",
+    [
+        "open_autoglm",
+        "open_autoglm.cli",
+        "open_autoglm.engine",
+        "open_autoglm.serve",
+        "open_autoglm.bundle",
+        "open_autoglm.pipeline",
+        "open_autoglm.plugins.stages",
+        "open_autoglm.data",
+        "open_autoglm.chat.template",
+    ],
+)
 def test_importing_loads_no_torch_and_prints_nothing(module: str) -> None:
     code = f"import {module}, sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
