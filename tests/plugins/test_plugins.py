@@ -66,13 +66,15 @@ def test_a_scaffold_checks_well_and_its_tests_pass(kind: str, monkeypatch: pytes
     result = probe(plugin_in(folder), behaviour=True)
     assert result.fault is None
     assert bool(result.tried) == (kind not in ("stage", "backend", "protocol", "sink"))
+    scratch = Path("scratch").resolve()
+    scratch.mkdir()
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "my_thing", raising=False)
     tests = runpy.run_path(str(folder / "test_my_thing.py"))
     found = [value for name, value in tests.items() if name.startswith("test_")]
     assert found
     for test in found:
-        test(*(folder for name in inspect.signature(test).parameters if name == "tmp_path"))
+        test(*(scratch for name in inspect.signature(test).parameters if name == "tmp_path"))
     sys.modules.pop("my_thing")
 
 

@@ -24,6 +24,7 @@ from open_autoglm.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from open_autoglm.pipeline.triggers.schedule_book import Schedule
+    from open_autoglm.pipeline.triggers.source import PipelineSource
 
 PipelineArgument = Annotated[str, typer.Argument(help="A pipeline's name.")]
 
@@ -80,7 +81,7 @@ def worker_command(
         worker = Worker(journal, default_catalog(), folder, capacity=capacity, lease=lease, on_message=_say)
         _say(f"worker {worker.name}: {capacity.cpu:g} cpu, {capacity.memory / 1e9:.1f} GB, {capacity.gpu} gpu")
         try:
-            worker.serve(stop, until_idle=until_idle)
+            worker.serve(stop, sources=_sources(files or []), until_idle=until_idle)
         finally:
             worker.close()
 
@@ -169,6 +170,23 @@ def _enter(journal: Any, files: list[Path]) -> None:
         found = read_pipeline(file, catalog)
         entered = ScheduleBook(journal).put(found.to_dict())
         _say(f"{found.specification.name}: {'entered' if entered else 'no clock and no other pipeline starts it'}")
+
+
+def _sources(files: list[Path]) -> list[PipelineSource]:
+    """What starts runs of these pipelines when a file arrives; the schedule is not among it."""
+    from open_autoglm.pipeline.catalog import default_catalog
+    from open_autoglm.pipeline.triggers.file_arrival import FileArrival
+    from open_autoglm.pipeline.triggers.source import PipelineSource
+    from open_autoglm.pipeline.yaml_file import read_pipeline
+
+    catalog = default_catalog()
+    read = [read_pipeline(file, catalog) for file in files]
+    for one in read:
+        if one.trigger.webhook is not None or one.trigger.queue is not None:
+            _say(f"warning: {one.specification.name}: this worker starts no runs by webhook or queue yet")
+    return [
+        PipelineSource(one.to_dict(), FileArrival(one.trigger.file)) for one in read if one.trigger.file is not None
+    ]
 
 
 def _set_pause(pipeline: str, database: str | None, folder: Path, *, paused: bool) -> None:
