@@ -112,6 +112,8 @@ def test_4_bits_are_not_taken_where_they_show_nothing(tmp_path: Path) -> None:
         decision = decide(fake.make, fake.score, fake.measure, higher_is_better=True)
         assert decision.chosen.format.name == "int8"
         assert decision.best("int4") is None
+        assert decision.unjudged == ("int4 gptq", "int4 awq", "int4 rtn")
+        assert [trial.format.name for trial in decision.trials] == ["float32", "int8"]
 
 
 def test_without_time_int8_is_tried_alone_and_the_rest_is_named(tmp_path: Path) -> None:

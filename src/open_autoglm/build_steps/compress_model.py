@@ -52,6 +52,7 @@ def compress_model(packet: Packet, context: StageContext) -> Packet:
         f"compress: {chosen.format.name} takes {chosen.size / 1e6:.2f} MB for {result['size_before'] / 1e6:.2f} MB; "
         f"{work.prepared.task.metric} {result['metric_before']:.4f} -> {chosen.metric:.4f}"
         + (f"; no time for {', '.join(decision.left_out)}" if decision.left_out else "")
+        + ("; too few examples or right answers to judge 4 bits by" if decision.unjudged else "")
     )
     return with_result(packet, "compress", result)
 

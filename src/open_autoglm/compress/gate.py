@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,12 +71,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate decided. left_out: formats for which there was no time."""
+    """What the gate decided.
+
+    left_out: formats for which there was no time. unjudged: those that were not tried since nothing could show what they
+    cost.
+    """
 
     trials: tuple[Trial, ...]
     chosen: Trial
     tolerance: float
     left_out: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
 
     def best(self, weights: str) -> Trial | None:
         """The trial of that form of weights that was accepted with the best metric; nothing if none was."""
@@ -90,6 +95,7 @@ class Decision:
             "confidence": CONFIDENCE,
             "chosen": self.chosen.format.name,
             "left_out": list(self.left_out),
+            "unjudged": list(self.unjudged),
             "formats": [trial.to_dict() for trial in self.trials],
         }
 
@@ -108,8 +114,8 @@ def decide(
 
     make: write a format's weights, and say where. score: a format's scores, example by example, the same examples each
     time. measure: its speed on the engine. seconds: for all of it; no further format is begun that would take longer
-    than what is left; None for no limit. float32 is scored first and int8 always tried. 4 bits are never taken where
-    they cannot show what they cost: with few examples, or of a model that gets nothing right.
+    than what is left; None for no limit. float32 is scored first and int8 always tried. 4 bits are not tried where
+    nothing shows what they cost: with few examples, or of a model that gets nothing right.
     """
     began = time.monotonic()
     exact = score(EXACT)
@@ -118,8 +124,12 @@ def decide(
     spent = time.monotonic() - began
     trials = [_trial(EXACT, file, exact, Loss(0.0, 0.0, 0.0), exact.metric, tolerance, measure(EXACT), spent)]
     left_out: list[str] = []
+    unjudged: list[str] = []
     longest = time.monotonic() - began
     for tried in order:
+        if tried.weights == "int4" and not can_tell:
+            unjudged.append(tried.name)
+            continue
         left = None if seconds is None else seconds - (time.monotonic() - began)
         if left is not None and left < longest and tried.weights != "int8":
             left_out.append(tried.name)
@@ -132,12 +142,10 @@ def decide(
         spent = time.monotonic() - started
         longest = max(longest, spent)
         trials.append(_trial(tried, file, found, loss, exact.metric, tolerance, latency, spent))
-    if not can_tell:
-        trials = [replace(trial, accepted=False) if trial.format.weights == "int4" else trial for trial in trials]
     accepted = [trial for trial in trials if trial.accepted]
     # Files of the same width are as good as equal in size; then the metric decides.
     chosen = min(accepted, key=lambda trial: (trial.format.bits, trial.loss))
-    return Decision(tuple(trials), chosen, tolerance, tuple(left_out))
+    return Decision(tuple(trials), chosen, tolerance, tuple(left_out), tuple(unjudged))
 
 
 def _trial(  # noqa: PLR0917
