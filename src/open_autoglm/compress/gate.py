@@ -73,8 +73,8 @@ class Trial:
 class Decision:
     """What the gate decided.
 
-    left_out: formats for which there was no time. unjudged: those that were not tried since nothing could show what they
-    cost.
+    left_out: formats for which there was no time. unjudged: those that were not tried, since nothing could show what
+    they cost.
     """
 
     trials: tuple[Trial, ...]
