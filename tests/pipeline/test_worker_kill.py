@@ -167,6 +167,7 @@ def test_a_worker_that_freezes_and_wakes_commits_nothing(journal: Journal, start
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
     owner = journal.get(run_id).owner
+    time.sleep(2.1)  # the lease is over; a worker that found nothing to do before that would end
     second = start(lease=2.0)
     wait_until(lambda: journal.get(run_id).owner not in (owner, None), 90.0)
     epoch = journal.get(run_id).epoch

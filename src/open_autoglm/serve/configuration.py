@@ -22,6 +22,7 @@ from open_autoglm.storage import explained
 
 DEFAULT_ORIGIN: Final = "default"
 _MAX_FILE: Final = 1024 * 1024
+_MAX_DEPTH: Final = 32
 _BOOLEANS: Final = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -170,8 +171,16 @@ def _read_file(path: Path, options: Sequence[Option]) -> dict[tuple[str, ...], _
         raise ConfigurationError(f"{path} is larger than {_MAX_FILE} bytes, which is no configuration")
     try:
         text = content.decode("utf-8-sig")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ConfigurationError(f"{path}: anchors and aliases (& and *) are not taken here; write the values out")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigurationError(
+                    f"{path}: anchors and aliases (& and *) are not taken here; write the values out"
+                )
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:  # also because the time that PyYAML takes grows with its square
+                line = event.start_mark.line + 1
+                raise ConfigurationError(f"{path}:{line}: this is no YAML of settings: it is nested too deep")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start})") from None
