@@ -27,6 +27,7 @@ def main() -> int:
         return built.returncode
     port = free_port()
     serve = [*command, "serve", str(RUN / "bundle"), "--port", str(port), "--served-model-name", "snips"]
+    serve += ["--log-level", "warning"]  # the answers are what is to be seen here
     server = subprocess.Popen(serve)
     try:
         base = f"http://127.0.0.1:{port}"
