@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import yaml
 
@@ -79,13 +79,11 @@ def read_yaml(path: Path) -> YamlDocument:
 def parse_yaml(data: bytes | str, path: Path) -> YamlDocument:
     """`read_yaml` of what is in memory already. path: what to call it in an error."""
     try:
-        depth = 0
-        for event in yaml.parse(data, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MAX_DEPTH:
-                raise _marked(path, event.start_mark, "this is nested too deep")
-            if isinstance(event, yaml.AliasEvent):
-                raise _marked(path, event.start_mark, "anchors and aliases are not taken")
+        fault = find_unbounded(data)
+        if fault is not None:
+            mark, what = fault
+            reason = "this is nested too deep" if what == "depth" else "anchors and aliases are not taken"
+            raise _marked(path, mark, reason)
         loader = yaml.SafeLoader(data)
         try:
             node = loader.get_single_node()
@@ -100,6 +98,22 @@ def parse_yaml(data: bytes | str, path: Path) -> YamlDocument:
     except (UnicodeDecodeError, ValueError) as error:
         raise ConfigurationError(f"{path} is not YAML: {error}") from None
     return YamlDocument(path, value, document.lines, document.columns)
+
+
+def find_unbounded(data: bytes | str) -> tuple[yaml.Mark, Literal["depth", "alias"]] | None:
+    """Where a text first nests too deep or repeats a part by its name, by which a small file grows without bound.
+
+    To be asked before anything is made of the text: PyYAML's time grows with the square of the depth.
+    Raises yaml.YAMLError for what is not YAML up to there.
+    """
+    depth = 0
+    for event in yaml.parse(data, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            return event.start_mark, "depth"
+        if isinstance(event, yaml.AliasEvent):
+            return event.start_mark, "alias"
+    return None
 
 
 def _marked(path: Path, mark: yaml.Mark, reason: str) -> YamlSyntaxError:

@@ -19,10 +19,10 @@ from open_autoglm.errors import ConfigurationError
 from open_autoglm.serve.option_fields import Option, options_of
 from open_autoglm.serve.settings import API_KEY_VARIABLE, VARIABLE_PREFIX, ServeSettings
 from open_autoglm.storage import explained
+from open_autoglm.yaml_document import find_unbounded
 
 DEFAULT_ORIGIN: Final = "default"
 _MAX_FILE: Final = 1024 * 1024
-_MAX_DEPTH: Final = 32
 _BOOLEANS: Final = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -171,16 +171,14 @@ def _read_file(path: Path, options: Sequence[Option]) -> dict[tuple[str, ...], _
         raise ConfigurationError(f"{path} is larger than {_MAX_FILE} bytes, which is no configuration")
     try:
         text = content.decode("utf-8-sig")
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ConfigurationError(
-                    f"{path}: anchors and aliases (& and *) are not taken here; write the values out"
-                )
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MAX_DEPTH:  # also because the time that PyYAML takes grows with its square
-                line = event.start_mark.line + 1
-                raise ConfigurationError(f"{path}:{line}: this is no YAML of settings: it is nested too deep")
+        fault = find_unbounded(text)
+        if fault is not None:
+            mark, what = fault
+            raise ConfigurationError(
+                f"{path}:{mark.line + 1}: this is no YAML of settings: it is nested too deep"
+                if what == "depth"
+                else f"{path}: anchors and aliases (& and *) are not taken here; write the values out"
+            )
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not UTF-8 text (byte {error.start})") from None
