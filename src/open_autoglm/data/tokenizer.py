@@ -38,7 +38,6 @@ _GROWTH: Final = 0.082
 _EXPONENT: Final = 0.7
 _LETTER_LEAST: Final = 20
 _CHUNK: Final = 4096
-_LABELS_MOST: Final = 256
 _SKELETON_LEAST: Final = 20
 _SKELETON_MOST: Final = 256
 _SAMPLE_LEAST: Final = 10_000
@@ -58,9 +57,8 @@ def train_tokenizer(examples: Sequence[Example], task: Task, vocab_size: int | N
     Control tokens have the ids from 0 on. An extraction's words are cut so that a word has the same pieces in the
     input and inside a JSON answer; the first of them has a twin with the space before it if it occurs ten times after
     one. The parts of its answers between the strings, such as `{"intent": "`, are tokens of their own if they occur 20
-    times (at most 256 of them). The labels of a classification are a token each, if there are at most 256. Tasks other
-    than extraction keep a space with its word, and have `<think>` and its end as tokens where the examples hold
-    reasoning. The texts are those of the chat format.
+    times (at most 256 of them). Other tasks keep a space with its word, and have `<think>` and its end as tokens where
+    the examples hold reasoning. The texts are those of the chat format.
     vocab_size: all tokens together; `choose_vocab_size` of the data if None.
     Of very many examples an even sample is looked at.
     Raises ConfigurationError for a vocab_size that has no room for the 256 bytes and the control tokens.
@@ -78,9 +76,6 @@ def train_tokenizer(examples: Sequence[Example], task: Task, vocab_size: int | N
     thinks = not is_extraction and any(message.reasoning for example in examples for message in example.messages)
     tags = list(BUILT_FORMAT.tags) if thinks and size >= least + len(BUILT_FORMAT.tags) else []
     skeleton = skeleton[: max(0, size - least)]
-    labels = list(task.labels or ())
-    if len(labels) > min(_LABELS_MOST, (size - least) // 2):
-        labels = []
     room = int(_SPACED_SHARE * (size - least - len(skeleton))) if is_extraction and vocab_size is not None else 0
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -91,7 +86,7 @@ def train_tokenizer(examples: Sequence[Example], task: Task, vocab_size: int | N
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(skeleton) - len(tags) - len(labels) - room,
+        vocab_size=size - len(skeleton) - len(tags) - room,
         min_frequency=2,
         special_tokens=list(CONTROL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -101,8 +96,6 @@ def train_tokenizer(examples: Sequence[Example], task: Task, vocab_size: int | N
     if is_extraction:
         tokenizer = _with_spaces(tokenizer, texts, room if vocab_size is not None else None)
     tokenizer.add_tokens([AddedToken(piece, normalized=False, special=False) for piece in (*skeleton, *tags)])
-    # As whole words only: the label `1` is no part of the number 12.
-    tokenizer.add_tokens([AddedToken(label, normalized=False, special=False, single_word=True) for label in labels])
     return tokenizer
 
 
