@@ -3,6 +3,7 @@
 user's cache folder."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -20,3 +21,14 @@ _LONG = ("tests/native/", "tests/e2e/", "tests/search/", "tests/data/test_scale.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first, so that no core waits for them at the end (with --no-loadscope-reorder)."""
     items.sort(key=lambda item: next((i for i, name in enumerate(_LONG) if item.nodeid.startswith(name)), len(_LONG)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart() -> None:
+    """What collecting the tests makes stays to the end: the garbage collector need not go over it again and again."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
