@@ -15,7 +15,25 @@ if "OPEN_AUTOGLM_CACHE" not in os.environ:
     os.environ["OPEN_AUTOGLM_CACHE"] = tempfile.mkdtemp(prefix="open-autoglm-tests-")
     atexit.register(shutil.rmtree, os.environ["OPEN_AUTOGLM_CACHE"], ignore_errors=True)
 
-_LONG = ("tests/native/", "tests/e2e/", "tests/search/", "tests/data/test_scale.py", "tests/serve/test_playground.py")
+_LONG = (
+    "tests/e2e/test_build.py",  # makes the build that the others in its folder share
+    "tests/native/",
+    "tests/pipeline/test_worker_kill.py",
+    "tests/e2e/test_tasks.py",
+    "tests/pipeline/test_random_pipelines.py",
+    "tests/e2e/",
+    "tests/pipeline/test_pipeline_kill.py",
+    "tests/compress/test_quantize_checkpoint.py",
+    "tests/engine/test_command_flags.py",
+    "tests/search/",
+    "tests/serve/test_playground.py",
+    "tests/serve/test_fuzzing.py",
+    "tests/data/test_s",
+    "tests/pipeline/",
+    "tests/plugins/",
+    "tests/cli/",
+    "tests/compress/",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

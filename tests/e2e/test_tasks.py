@@ -70,17 +70,17 @@ def questions(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "task", "metric"),
+    ("make", "steps", "task", "metric"),
     [
-        (reviews, "classification", "accuracy"),
-        (essays, "plain_text", "perplexity"),
-        (questions, "question_answering", "f1"),
+        (reviews, 60, "classification", "accuracy"),
+        (essays, 60, "plain_text", "perplexity"),
+        (questions, 27, "question_answering", "f1"),
     ],
 )
-def test_a_build_for_each_kind_of_task(tmp_path: Path, make: object, task: str, metric: str) -> None:
+def test_a_build_for_each_kind_of_task(tmp_path: Path, make: object, steps: int, task: str, metric: str) -> None:
     data = make(tmp_path)  # type: ignore[operator]
     out = tmp_path / "run"
-    done = run_command("build", data, "--out", out, "--steps", "60", "--trials", "1", "--json")
+    done = run_command("build", data, "--out", out, "--steps", steps, "--trials", "1", "--json")
     assert done.returncode == 0, done.stderr
     said = last_json(done.stdout)
     assert said["task"] == task
