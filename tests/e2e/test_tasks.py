@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import open_autoglm
-from tests.e2e.conftest import last_json, run_command
+from tests.e2e.conftest import last_json, run_command, run_here
 
 GOOD = ["很好", "非常满意", "服务周到", "值得推荐", "下次还来"]
 BAD = ["太差了", "很失望", "不会再来", "又脏又吵", "态度恶劣"]
@@ -102,6 +102,6 @@ def test_a_build_for_each_kind_of_task(tmp_path: Path, make: object, steps: int,
         else:
             assert 0 <= value <= 1
             assert llm.chat("Bo moved to Lima.\n\nWhere did Bo move?", max_tokens=8).finish_reason in ("stop", "length")
-    again = run_command("eval", out / "bundle", data, "--json")
+    again = run_here("eval", out / "bundle", data, "--json")
     assert again.returncode == 0, again.stderr
     assert last_json(again.stdout)["metric"] == metric
