@@ -36,6 +36,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "evaluate": {"bundle", "chat", "data", "engine", "metrics", "models", "progress", "train"},
     "search": {"data", "engine", "metrics", "models", "targets", "train"},
     "compress": {"chat", "data", "engine", "metrics", "models", "progress", "train"},
+    "export": {"bundle", "chat", "models"},
     "build_pipeline": {"data", "metrics", "models", "pipeline", "targets"},
     "build_steps": {
         "bundle", "chat", "compress", "data", "engine", "evaluate", "metrics", "models", "pipeline", "progress",
@@ -44,12 +45,12 @@ MAY_KNOW: dict[str, set[str]] = {
     "__init__": {"build_pipeline", "engine", "metrics", "serve"},
     "__main__": {"cli"},
     "cli": {
-        "build_pipeline", "bundle", "chat", "compress", "data", "engine", "evaluate", "metrics", "pipeline", "plugins",
-        "search", "serve", "targets",
+        "build_pipeline", "bundle", "chat", "compress", "data", "engine", "evaluate", "export", "metrics", "pipeline",
+        "plugins", "search", "serve", "targets",
         "progress",
     },
 }  # fmt: skip
-TORCH_FREE = ("serve", "engine", "pipeline", "bundle", "chat", "data", "cli")
+TORCH_FREE = ("serve", "engine", "pipeline", "bundle", "chat", "data", "cli", "export")
 TORCH_ALLOWED = {
     Path("engine/backends/torch_backend.py"),
     Path("cli/doctor.py"),
