@@ -29,6 +29,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "bundle": {"chat", "targets"},
     "data": {"chat"},
     "engine": {"bundle", "chat", "targets", "models"},
+    "planning": {"bundle", "engine", "models", "targets"},
     "serve": {"engine", "bundle", "chat", "targets"},
     "plugins": set(),
     "pipeline": {"engine", "plugins"},
@@ -44,8 +45,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "__init__": {"build_pipeline", "engine", "metrics", "serve"},
     "__main__": {"cli"},
     "cli": {
-        "build_pipeline", "bundle", "chat", "compress", "data", "engine", "evaluate", "metrics", "pipeline", "plugins",
-        "search", "serve", "targets",
+        "build_pipeline", "bundle", "chat", "compress", "data", "engine", "evaluate", "metrics", "pipeline", "planning",
+        "plugins", "search", "serve", "targets",
         "progress",
     },
 }  # fmt: skip
