@@ -9,7 +9,8 @@ from typing import Final
 
 from open_autoglm.engine.memory import MAX_SEQUENCES
 from open_autoglm.errors import ConfigurationError
-from open_autoglm.planning.efficiency import MEASURED_FEATURE, efficiency_of, has_kernels
+from open_autoglm.planning.backend import advise_backend
+from open_autoglm.planning.efficiency import MEASURED_FEATURE, efficiency_of
 from open_autoglm.planning.fitting import fit_batch, longest_context, most_sequences, takes, usable_memory
 from open_autoglm.planning.formats import FormatOrder, cache_types, order_formats
 from open_autoglm.planning.memory import BLOCK_SIZE, estimate_memory, kv_blocks
@@ -74,13 +75,13 @@ class _Planner:
         self._contexts = [wanted]
         while context is None and self._contexts[-1] // 2 >= LEAST_CONTEXT:
             self._contexts.append(self._contexts[-1] // 2)
-        backend, self._backend_reason, self._refused_backends = self._choose_backend()
-        self._start = Setup(backend, "int8", "bfloat16", target.cores, concurrency or 1, wanted)
+        self._advice = advise_backend(target)
+        self._start = Setup(self._advice.name, "int8", "bfloat16", target.cores, concurrency or 1, wanted)
         self._order: FormatOrder = order_formats(model, target, self._start)
 
     def plan(self) -> Plan:
         setup = self._search()
-        refused = (*self._refused_formats(setup), *self._refused_caches(setup), *self._refused_backends)
+        refused = (*self._refused_formats(setup), *self._refused_caches(setup), *self._refused_backends())
         if setup is None:
             return self._result(None, None, (), refused, self._would_fit())
         speed = estimate_speed(self._config, setup, self._target)
@@ -125,32 +126,6 @@ class _Planner:
                 return found
         return None
 
-    def _choose_backend(self) -> tuple[str, str, list[Choice]]:
-        target = self._target
-        if target.kind == "nvidia-gpu":
-            return (
-                "torch",
-                "it is the backend that computes on a GPU",
-                [Choice("backend", "native", "computes on the processor, not on the GPU")],
-            )
-        if has_kernels(target):
-            return (
-                "native",
-                "its own kernels run on this processor, 1.4 to 2 times as fast as other engines (docs/performance.md)",
-                [
-                    Choice("backend", "onnx", "slower in every column of docs/performance.md; its cache is float32"),
-                    Choice("backend", "torch", "computes int8 by unpacking it, so that it saves memory but no time"),
-                ],
-            )
-        return (
-            "onnx",
-            "the native engine has only plain loops for a processor without AVX2 or NEON's dot products",
-            [
-                Choice("backend", "native", "its plain loops compute int8 at a tenth of what the processor could do"),
-                Choice("backend", "torch", "computes int8 by unpacking it, so that it saves memory but no time"),
-            ],
-        )
-
     # What is said
 
     def _choices(self, setup: Setup) -> tuple[Choice, ...]:
@@ -183,7 +158,7 @@ class _Planner:
         if self._target.kind == "nvidia-gpu":
             threads = "of the processor beside the GPU"
         return (
-            Choice("backend", setup.backend, self._backend_reason),
+            Choice("backend", setup.backend, self._advice.reason),
             Choice("weights", setup.weights, weights),
             Choice("KV cache", setup.kv_dtype, cache),
             Choice("context", str(setup.context), context),
@@ -236,6 +211,9 @@ class _Planner:
                     reason = "twice the memory for next to no gain"
             found.append(Choice("KV cache", kv_dtype, reason))
         return found
+
+    def _refused_backends(self) -> list[Choice]:
+        return [Choice("backend", name, reason) for name, reason in self._advice.refused.items()]
 
     def _would_fit(self) -> tuple[str, ...]:
         """What to change when nothing fits, the nearest first."""

@@ -76,3 +76,9 @@ class Target:
         if self.sources:
             values["sources"] = list(self.sources)
         return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Target:
+        """The inverse of `to_dict`."""
+        lists = {name: tuple(values.get(name, ())) for name in ("features", "sources")}
+        return cls(**{**values, **lists})
