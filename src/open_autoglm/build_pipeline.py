@@ -23,7 +23,7 @@ from open_autoglm.models.weights import open_weights
 from open_autoglm.pipeline import Packet, PipelineSpecification, RetrySpecification, StageSpecification, run_pipeline
 from open_autoglm.spelling import did_you_mean
 from open_autoglm.storage import FolderLock, sha256_of_file
-from open_autoglm.targets import KNOWN_TARGETS, HardwareConstraint
+from open_autoglm.targets import KNOWN_TARGETS, HardwareConstraint, resolve_target
 from open_autoglm.task import TaskKind
 
 STEPS: Final[dict[str, str]] = {
@@ -44,7 +44,7 @@ _LIMIT_FACTOR: Final = 3.0
 _LIMIT_EXTRA_SECONDS: Final = 1800.0
 _LATER_SETTINGS: Final = (
     *("mask_pii", "remove_near_duplicates", "metric", "space", "hardware_constraint", "executor", "parallel_trials"),
-    *("adapter", "license"),
+    *("adapter", "license", "target_profile"),
 )
 """Settings that are written down only where they are given, so that a run of an older version goes on."""
 
@@ -81,7 +81,8 @@ class BuildSettings:
     `ChosenMetric.to_dict` has it. space: a file that changes what is searched. hardware_constraint: bounds that the
     model must keep to. executor, parallel_trials: where trials run, and how many at a time; chosen if None.
     adapter: fine-tune by an adapter on the frozen `base`. tolerance: what smaller
-    weights may cost. license: of the model, an SPDX expression.
+    weights may cost. license: of the model, an SPDX expression. target_profile: of a target that a file describes, as
+    `Target.to_dict` has it.
     """
 
     train: Path
@@ -106,6 +107,7 @@ class BuildSettings:
     adapter: AdapterSettings | None = None
     tolerance: float = DEFAULT_TOLERANCE
     license: str | None = None
+    target_profile: dict[str, Any] = field(default_factory=dict)
 
     def to_payload(self) -> dict[str, Any]:
         """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
@@ -137,7 +139,7 @@ def build(
     task: str | None = None,
     columns: Mapping[str, str] | None = None,
     base: str | Path | None = None,
-    target: str = "cpu",
+    target: str | Path = "cpu",
     budget: str | float = "15m",
     trials: int | None = None,
     steps: int | None = None,
@@ -161,7 +163,8 @@ def build(
     near-duplicates out of the training split. metric: the name of a metric, registered or ours, `FILE.yaml` of rules or
     `FILE.py:FUNCTION`. space: a YAML file that changes what is searched. hardware_constraint: `latency_ms`,
     `tokens_per_s`, `memory_mb`, `size_mb`, see `targets.HardwareConstraint`. executor: `inline`, `process` or `ray`.
-    parallel_trials: at a time.
+    parallel_trials: at a time. target: the device that the model is for, one of `targets.KNOWN_TARGETS` or a YAML file;
+    training runs here in any case, and with another target than `cpu` constraints are checked by estimates for it.
     adapter: `lora` or `qlora` to fine-tune the frozen `base` by an adapter, which is merged in the bundle and kept in
     the run folder; settings of it as `AdapterSettings` or its fields.
     tolerance: the share of the metric that smaller weights may cost and still be served by default, like `1%`.
@@ -244,7 +247,7 @@ def check_settings(
     task: str | None,
     columns: Mapping[str, str] | None,
     base: str | Path | None,
-    target: str,
+    target: str | Path,
     budget: str | float,
     trials: int | None,
     steps: int | None,
@@ -274,8 +277,7 @@ def check_settings(
             raise ConfigurationError(f"--{name} must be at least {least}, not {value}")
     if license is not None and not (license.isprintable() and 0 < len(license.strip()) <= _MAX_LICENSE):
         raise ConfigurationError("--license must be a few printable words, such as Apache-2.0 or LicenseRef-Internal")
-    if target not in KNOWN_TARGETS:
-        raise ConfigurationError(f"unknown target '{target}'; known: {', '.join(KNOWN_TARGETS)} (this machine)")
+    device = resolve_target(target)
     chosen_valid = Path(valid) if valid is not None else found_valid
     chosen_test = Path(test) if test is not None else found_test
     for flag, path in (("DATA", train), ("--valid", chosen_valid), ("--test", chosen_test)):
@@ -300,7 +302,8 @@ def check_settings(
         task=TaskKind.of(task).value if task is not None else None,
         columns=dict(columns or {}),
         base=Path(base) if base is not None else None,
-        target=target,
+        target=device.name,
+        target_profile={} if target in KNOWN_TARGETS else device.to_dict(),
         budget=seconds,
         trials=trials,
         steps=steps,

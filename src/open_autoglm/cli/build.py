@@ -61,7 +61,13 @@ def build_command(
     lora_target: Annotated[list[str] | None, typer.Option(help=ADAPTER_HELP["target"])] = None,
     lora_dropout: Annotated[float | None, typer.Option(help=ADAPTER_HELP["dropout"])] = None,
     quantization_bit: Annotated[int | None, typer.Option(help=ADAPTER_HELP["bits"])] = None,
-    target: Annotated[str, typer.Option(help="The device that the model is for.")] = "cpu",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="The device that the model is for, by name (raspberry-pi-5, laptop, h100, ...) or a YAML file; cpu is "
+            "this machine. Training runs here in any case."
+        ),
+    ] = "cpu",
     budget: Annotated[str, typer.Option(help="The time for everything: 90s, 15m, 1h30m.")] = "15m",
     trials: Annotated[int | None, typer.Option(help="How many trials to start; by the budget if not given.")] = None,
     steps: Annotated[
@@ -88,7 +94,7 @@ def build_command(
         ),
     ] = False,
     max_latency_ms: Annotated[
-        float | None, typer.Option(help="One answer alone on this machine may take so long at most.")
+        float | None, typer.Option(help="One answer alone on the target may take so long at most.")
     ] = None,
     min_tokens_per_s: Annotated[float | None, typer.Option(help="One answer alone must come so fast at least.")] = None,
     max_memory_mb: Annotated[
