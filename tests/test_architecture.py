@@ -35,7 +35,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "train": {"data", "models", "targets"},
     "evaluate": {"bundle", "chat", "data", "engine", "metrics", "models", "progress", "train"},
     "search": {"data", "engine", "metrics", "models", "targets", "train"},
-    "compress": {"chat", "data", "engine", "metrics", "models", "progress", "train"},
+    "compress": {"bundle", "chat", "data", "engine", "metrics", "models", "progress", "train"},
     "build_pipeline": {"data", "metrics", "models", "pipeline", "targets"},
     "build_steps": {
         "bundle", "chat", "compress", "data", "engine", "evaluate", "metrics", "models", "pipeline", "progress",
