@@ -25,6 +25,7 @@ def create_app() -> typer.Typer:
         chat,
         data,
         diff,
+        distil,
         doctor,
         eval,  # noqa: A004
         inspect,
@@ -55,7 +56,7 @@ def create_app() -> typer.Typer:
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    bundle_commands = (quantize, prune, pack, inspect, diff, verify, keygen, sign, push, pull, package)
+    bundle_commands = (quantize, prune, distil, pack, inspect, diff, verify, keygen, sign, push, pull, package)
     pipeline_commands = (run, validate, runs, worker, plugin)
     for module in (build, leaderboard, data, eval, chat, serve, keys, *bundle_commands, *pipeline_commands, doctor):
         module.register(app)
