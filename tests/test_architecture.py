@@ -36,7 +36,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "train": {"data", "models", "targets"},
     "evaluate": {"bundle", "chat", "data", "engine", "metrics", "models", "progress", "train"},
     "search": {"data", "engine", "metrics", "models", "planning", "targets", "train"},
-    "compress": {"chat", "data", "engine", "metrics", "models", "progress", "train"},
+    "compress": {"bundle", "chat", "data", "engine", "metrics", "models", "progress", "train"},
     "export": {"bundle", "chat", "models"},
     "build_pipeline": {"data", "metrics", "models", "pipeline", "targets"},
     "build_steps": {

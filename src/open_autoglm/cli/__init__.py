@@ -25,6 +25,7 @@ def create_app() -> typer.Typer:
         chat,
         data,
         diff,
+        distil,
         doctor,
         eval,  # noqa: A004
         export,
@@ -36,6 +37,7 @@ def create_app() -> typer.Typer:
         package,
         plan,
         plugin,
+        prune,
         pull,
         push,
         quantize,
@@ -56,7 +58,9 @@ def create_app() -> typer.Typer:
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    bundle_commands = (plan, quantize, export, pack, inspect, diff, verify, keygen, sign, push, pull, package)
+    bundle_commands = (
+        plan, quantize, prune, distil, export, pack, inspect, diff, verify, keygen, sign, push, pull, package,
+    )  # fmt: skip
     pipeline_commands = (run, validate, runs, worker, plugin)
     for module in (build, leaderboard, data, eval, chat, serve, keys, *bundle_commands, *pipeline_commands, doctor):
         module.register(app)

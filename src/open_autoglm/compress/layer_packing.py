@@ -25,7 +25,7 @@ from open_autoglm.models.tensor_writing import StoredTensor, as_float_type
 from open_autoglm.models.weights import DenseWeight, WeightReader
 
 _LARGEST_HALF: Final = 65504.0
-_EXACT: Final = ("mlp.gate.weight", "mlp.gate.e_score_correction_bias")
+EXACT: Final = ("mlp.gate.weight", "mlp.gate.e_score_correction_bias")
 """Tensors of a layer that stay in float32: their last bits decide which experts are chosen."""
 
 
@@ -69,7 +69,7 @@ def make_plan(settings: QuantizationSettings, config: ModelConfig, float_type: s
     sizes = {
         name.removesuffix(".weight"): shape
         for name, shape in tensor_shapes(config)
-        if len(shape) == 2 and ".layers." in name and not name.endswith(_EXACT)
+        if len(shape) == 2 and ".layers." in name and not name.endswith(EXACT)
     }
     group = settings.group_size
     while group > LEAST_GROUP and any(columns % group and columns % LEAST_GROUP == 0 for _, columns in sizes.values()):
@@ -131,7 +131,7 @@ def pack_layers(
                 packed = pack_layer(plan.layout, rounded.matrices[module].weight(), plan.scale_type)
                 tensors |= {f"{prefix}{module}.{key}": value for key, value in packed.items()}
                 continue
-            exact = name in _EXACT
+            exact = name in EXACT
             stored = as_float_type(DenseWeight(tensor.detach().numpy()), "float32" if exact else plan.dense_type)
             if not torch.isfinite(tensor).all() or (
                 stored.dtype == "F16" and float(tensor.abs().max()) > _LARGEST_HALF
