@@ -12,6 +12,8 @@ _CLASSES: Final = {
     "file_sink": "FileSink",
     "file_source": "FileSource",
     "glm_router": "GlmRouter",
+    "http_request": "HttpRequest",
+    "notify": "Notify",
     "rules": "Rules",
     "sql_sink": "SqlSink",
     "sql_source": "SqlSource",
