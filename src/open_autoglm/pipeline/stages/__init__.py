@@ -8,16 +8,20 @@ from typing import Final
 _CLASSES: Final = {
     "classify": "Classify",
     "confidence_gate": "ConfidenceGate",
+    "embed": "Embed",
     "extract": "Extract",
     "file_sink": "FileSink",
     "file_source": "FileSource",
     "glm_router": "GlmRouter",
     "http_request": "HttpRequest",
     "notify": "Notify",
+    "retrieve": "Retrieve",
     "rules": "Rules",
     "sql_sink": "SqlSink",
     "sql_source": "SqlSource",
     "text_cleaner": "TextCleaner",
+    "vote": "Vote",
+    "window": "Window",
 }
 
 BUILT_IN: Final[dict[str, str]] = {name: f"{__name__}.{name}:{attribute}" for name, attribute in _CLASSES.items()}
