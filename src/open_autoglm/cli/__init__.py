@@ -41,6 +41,7 @@ def create_app() -> typer.Typer:
         runs,
         serve,
         sign,
+        stages,
         validate,
         verify,
         worker,
@@ -55,7 +56,7 @@ def create_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     bundle_commands = (quantize, pack, inspect, diff, verify, keygen, sign, push, pull, package)
-    pipeline_commands = (run, validate, runs, worker, plugin)
+    pipeline_commands = (run, validate, runs, worker, stages, plugin)
     for module in (build, leaderboard, data, eval, chat, serve, keys, *bundle_commands, *pipeline_commands, doctor):
         module.register(app)
     return app

@@ -24,5 +24,17 @@ _CLASSES: Final = {
     "window": "Window",
 }
 
-BUILT_IN: Final[dict[str, str]] = {name: f"{__name__}.{name}:{attribute}" for name, attribute in _CLASSES.items()}
+_COMMANDS: Final = {
+    "build": "Build",
+    "deploy": "Deploy",
+    "evaluate": "Evaluate",
+    "package": "Package",
+    "quantize": "Quantize",
+}
+"""The product's own commands: their room knows rooms that this one must not know, so it is named and never imported."""
+
+BUILT_IN: Final[dict[str, str]] = {
+    **{name: f"{__name__}.{name}:{attribute}" for name, attribute in _CLASSES.items()},
+    **{name: f"open_autoglm.command_stages.{name}:{attribute}" for name, attribute in _COMMANDS.items()},
+}
 """Name -> where the code is."""
