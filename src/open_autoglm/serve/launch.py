@@ -15,6 +15,7 @@ from open_autoglm.errors import ConfigurationError, EngineError
 from open_autoglm.serve.guards.api_keys import read_keys
 from open_autoglm.serve.guards.transport_security import tls_context
 from open_autoglm.serve.models.worker_process import ModelSource, WorkerProcess
+from open_autoglm.serve.pid_file import PidFile
 from open_autoglm.serve.settings import ServeSettings, open_socket
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ def launch(plan: LaunchPlan, settings: ServeSettings, reread: Callable[[], Serve
         read_keys(Path(settings.access.api_keys))  # what is wrong with it is told before anything is loaded
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(open_socket(settings))
+        pid_file = None
+        if plan.pid_file is not None:
+            pid_file = PidFile(plan.pid_file)
+            pid_file.take()
+            stack.callback(pid_file.close)
         models: Models
         reload_models = None
         if plan.in_process:
@@ -76,12 +82,8 @@ def launch(plan: LaunchPlan, settings: ServeSettings, reread: Callable[[], Serve
             models = _one(plan, settings, process)
         else:
             models, reload_models = _many(plan, settings)
-        from open_autoglm.serve.pid_file import PidFile
         from open_autoglm.serve.server import run_server
 
-        pid_file = None if plan.pid_file is None else PidFile(plan.pid_file)
-        if pid_file is not None:
-            stack.callback(pid_file.close)
         run_server(
             models,
             settings,

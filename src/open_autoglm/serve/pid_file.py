@@ -18,8 +18,11 @@ class PidFile:
         self._path = path
         self._descriptor: int | None = None
 
-    def write(self) -> None:
-        """Take the file. Raises ConfigurationError when another server has it, StorageError when the disk refuses."""
+    def take(self) -> None:
+        """Lock the file, and leave it empty for now.
+
+        Raises ConfigurationError when another server has it, StorageError when the disk refuses.
+        """
         with explained(self._path, "write"):
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -28,8 +31,12 @@ class PidFile:
             os.close(descriptor)
             raise ConfigurationError(f"another server has {self._path}; give each its own --pid-file") from None
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
+
+    def write(self) -> None:
+        """Write the number of this process: from now on it may be signalled. Does nothing before `take`."""
+        if self._descriptor is not None:
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
         """Let go of it; it stays, and means nobody."""

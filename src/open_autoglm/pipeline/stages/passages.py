@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -124,11 +124,12 @@ class PassageCutter:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
                         place = f"{file}, line {number}"
-                        yield place, *self._row(line, place, f"{name}:{number}")
+                        identity, text = self._row(line, place, f"{name}:{number}")
+                        yield place, identity, text
         except UnicodeDecodeError as error:
             raise DataError(f"{file} is not UTF-8 text (byte {error.start})") from None
 
-    def _row(self, line: str, place: str, otherwise: str) -> Sequence[str]:
+    def _row(self, line: str, place: str, otherwise: str) -> tuple[str, str]:
         try:
             row: Any = json.loads(line)
         except (ValueError, RecursionError) as error:
