@@ -131,6 +131,7 @@ def test_a_webhook_is_called_once_by_its_key(invoke: Invoke) -> None:
         with pytest.raises(PipelineError, match="answered 403") as caught:
             invoke("notify", config, {"n": 3})
         assert "token" not in str(caught.value)
+        assert "/hook" not in str(caught.value), "the path of a hook is often its secret"
         with pytest.raises(PipelineError, match="not a public address"):
             invoke("notify", {**config, "webhook": hook}, {"n": 3})
 

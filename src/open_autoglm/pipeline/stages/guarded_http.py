@@ -75,12 +75,19 @@ class GuardedClient:
     """Asks servers for others, never for two at once. Takes no proxy from the environment and keeps no cookies.
 
     allow: addresses, networks and hosts that are not public and may be asked all the same. authorities: a file of
-    certificates to trust in place of the usual ones. Raises ConfigurationError when it cannot be read.
+    certificates to trust in place of the usual ones. shows_paths: errors name the path of a URL, which of some hooks is
+    the secret. Raises ConfigurationError when it cannot be read.
     """
 
     def __init__(
-        self, limits: HttpLimits | None = None, *, allow: Iterable[str] = (), authorities: Path | None = None
+        self,
+        limits: HttpLimits | None = None,
+        *,
+        allow: Iterable[str] = (),
+        authorities: Path | None = None,
+        shows_paths: bool = True,
     ) -> None:
+        self._shows_paths = shows_paths
         self._limits = limits or HttpLimits()
         self._clock = _Clock()
         try:
@@ -111,15 +118,19 @@ class GuardedClient:
             if location is None:
                 return answer
             if left == 0:
-                raise PipelineError(f"{_shown(target)} redirects further than {self._limits.redirects} times")
-            following = _parsed(str(_join(target, location)))
+                raise PipelineError(f"{self._shown(target)} redirects further than {self._limits.redirects} times")
+            following = _parsed(str(self._join(target, location)))
             if target.scheme == "https" and following.scheme != "https":
-                raise PipelineError(f"{_shown(target)} redirects to {_shown(following)}, which is not encrypted")
+                raise PipelineError(
+                    f"{self._shown(target)} redirects to {self._shown(following)}, which is not encrypted"
+                )
             if answer.status == 303 or (answer.status in (301, 302) and method == "POST"):
                 method, body = ("HEAD" if method == "HEAD" else "GET"), None
             if _origin(following) != _origin(target):
                 if body is not None or method not in ("GET", "HEAD"):
-                    raise PipelineError(f"{_shown(target)} redirects a {method} to another server, {_shown(following)}")
+                    raise PipelineError(
+                        f"{self._shown(target)} redirects a {method} to another server, {self._shown(following)}"
+                    )
                 sent = {}
             target = following
         raise AssertionError("the loop returns or raises")
@@ -147,29 +158,29 @@ class GuardedClient:
             with self._pool.stream(method, target, headers=encoded, content=body or b"") as response:
                 found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
                 if response.status in _REDIRECTS and "location" in found:
-                    return HttpAnswer(response.status, "", b"", _shown(url)), found["location"]
+                    return HttpAnswer(response.status, "", b"", self._shown(url)), found["location"]
                 kind = found.get("content-type", "").partition(";")[0].strip().lower()
                 content = self._read(response, found, url)
         except UnicodeEncodeError:
             raise ConfigurationError("a header holds a sign that is not ASCII") from None
         except httpcore.LocalProtocolError as error:
-            raise ConfigurationError(f"the request to {_shown(url)} is not HTTP: {error}") from None
+            raise ConfigurationError(f"the request to {self._shown(url)} is not HTTP: {error}") from None
         except httpcore.TimeoutException:
-            raise ConnectionError(f"{_shown(url)} did not answer in {self._limits.seconds:g} seconds") from None
+            raise ConnectionError(f"{self._shown(url)} did not answer in {self._limits.seconds:g} seconds") from None
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-            raise ConnectionError(f"{_shown(url)}: {type(error).__name__}: {error}") from None
+            raise ConnectionError(f"{self._shown(url)}: {type(error).__name__}: {error}") from None
         if content and 200 <= response.status < 300 and not self._takes(kind):
             raise PipelineError(
-                f"{_shown(url)} answered with {kind or 'no content type'}; "
+                f"{self._shown(url)} answered with {kind or 'no content type'}; "
                 f"what is taken is {', '.join(self._limits.content_types)}"
             )
-        return HttpAnswer(response.status, kind, content, _shown(url)), None
+        return HttpAnswer(response.status, kind, content, self._shown(url)), None
 
     def _read(self, response: httpcore.Response, headers: Mapping[str, str], url: httpx.URL) -> bytes:
         limit, parts, size = self._limits.most_bytes, [], 0
-        too_long = PipelineError(f"the answer of {_shown(url)} is longer than {limit} bytes")
+        too_long = PipelineError(f"the answer of {self._shown(url)} is longer than {limit} bytes")
         if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-            raise PipelineError(f"{_shown(url)} answered compressed, though it was asked not to")
+            raise PipelineError(f"{self._shown(url)} answered compressed, though it was asked not to")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise too_long
@@ -185,6 +196,17 @@ class GuardedClient:
             allowed in ("*/*", kind) or (allowed.endswith("/*") and kind.startswith(allowed[:-1]))
             for allowed in self._limits.content_types
         )
+
+    def _join(self, url: httpx.URL, location: str) -> httpx.URL:
+        try:
+            return url.join(location)
+        except (httpx.InvalidURL, UnicodeError, ValueError):
+            raise PipelineError(f"{self._shown(url)} redirects to something that is no URL") from None
+
+    def _shown(self, url: httpx.URL) -> str:
+        """The URL without its query, where keys are often kept."""
+        path = url.raw_path.decode().partition("?")[0] if self._shows_paths else ""
+        return f"{url.scheme}://{url.netloc.decode('ascii', errors='replace')}{path}"
 
 
 class _Clock:
@@ -279,17 +301,5 @@ def _parsed(text: str) -> httpx.URL:
     return url
 
 
-def _join(url: httpx.URL, location: str) -> httpx.URL:
-    try:
-        return url.join(location)
-    except (httpx.InvalidURL, UnicodeError, ValueError):
-        raise PipelineError(f"{_shown(url)} redirects to something that is no URL") from None
-
-
 def _origin(url: httpx.URL) -> tuple[str, bytes, int]:
     return url.scheme, url.raw_host.lower(), url.port or _PORTS[url.scheme]
-
-
-def _shown(url: httpx.URL) -> str:
-    """The URL without its query, where keys are often kept."""
-    return f"{url.scheme}://{url.netloc.decode('ascii', errors='replace')}{url.raw_path.decode().partition('?')[0]}"

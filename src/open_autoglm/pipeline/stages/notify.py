@@ -118,7 +118,7 @@ class Notify:
         self._client = None
         if hook is not None:
             limits = HttpLimits(seconds=config.timeout, redirects=0, content_types=("*/*",))
-            self._client = GuardedClient(limits, allow=hook.allow, authorities=hook.authorities)
+            self._client = GuardedClient(limits, allow=hook.allow, authorities=hook.authorities, shows_paths=False)
 
     def invoke(self, packet: Packet, context: StageContext) -> Packet:
         """The packet as it came."""
