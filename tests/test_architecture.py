@@ -43,6 +43,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "bundle", "chat", "compress", "data", "engine", "evaluate", "metrics", "models", "pipeline", "planning",
         "progress", "search", "targets", "train",
     },
+    "command_stages": {"build_pipeline", "bundle", "compress", "engine", "evaluate", "metrics", "pipeline"},
     "__init__": {"build_pipeline", "engine", "metrics", "serve"},
     "__main__": {"cli"},
     "cli": {
@@ -52,7 +53,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "progress",
     },
 }  # fmt: skip
-TORCH_FREE = ("serve", "engine", "pipeline", "bundle", "chat", "data", "cli", "export")
+TORCH_FREE = ("serve", "engine", "pipeline", "command_stages", "bundle", "chat", "data", "cli", "export")
 TORCH_ALLOWED = {
     Path("engine/backends/torch_backend.py"),
     Path("cli/doctor.py"),

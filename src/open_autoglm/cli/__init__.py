@@ -45,6 +45,7 @@ def create_app() -> typer.Typer:
         runs,
         serve,
         sign,
+        stages,
         validate,
         verify,
         worker,
@@ -61,7 +62,7 @@ def create_app() -> typer.Typer:
     bundle_commands = (
         plan, quantize, prune, distil, export, pack, inspect, diff, verify, keygen, sign, push, pull, package,
     )  # fmt: skip
-    pipeline_commands = (run, validate, runs, worker, plugin)
+    pipeline_commands = (run, validate, runs, worker, stages, plugin)
     for module in (build, leaderboard, data, eval, chat, serve, keys, *bundle_commands, *pipeline_commands, doctor):
         module.register(app)
     return app

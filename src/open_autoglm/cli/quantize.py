@@ -19,7 +19,6 @@ _EPILOG = (
     "`open-autoglm quantize runs/snips/bundle --method awq --calibration examples/snips/train.jsonl --out snips-awq`"
 )
 _SHOWN = 5
-_LAYOUTS = {"awq": "awq", "gptq": "gptq", "rtn": "compressed-tensors"}
 
 
 def register(app: typer.Typer) -> None:
@@ -70,17 +69,16 @@ def quantize_command(
     """
     from open_autoglm.compress.calibration import read_calibration
     from open_autoglm.compress.quantize_checkpoint import quantize_checkpoint
-    from open_autoglm.compress.settings import DEFAULT_GROUP_SIZE, QuantizationSettings
+    from open_autoglm.compress.settings import quantization_settings
     from open_autoglm.engine.model_paths import find_model
 
     folder = find_model(model)
-    chosen: Any = layout or ("gptq" if bits == 8 and method == "awq" else _LAYOUTS[method])
-    settings = QuantizationSettings(
-        method=method,
+    settings = quantization_settings(
+        method,
         bits=bits,
-        group_size=group_size if group_size is not None else (-1 if bits == 8 else DEFAULT_GROUP_SIZE),
-        symmetric=symmetric if symmetric is not None else bits == 8 or chosen == "compressed-tensors",
-        layout=chosen,
+        group_size=group_size,
+        symmetric=symmetric,
+        layout=layout,
         damping=damping,
         activation_order=activation_order,
     )

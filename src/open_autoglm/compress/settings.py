@@ -18,6 +18,8 @@ DEFAULT_GROUP_SIZE: Final = 128
 LEAST_GROUP: Final = 32
 """The smallest group that the engines compute with."""
 
+_LAYOUTS: Final[dict[RoundingMethod, Method]] = {"awq": "awq", "gptq": "gptq", "rtn": "compressed-tensors"}
+
 
 @dataclass(frozen=True)
 class QuantizationSettings:
@@ -62,3 +64,29 @@ class QuantizationSettings:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
+
+
+def quantization_settings(
+    method: RoundingMethod,
+    *,
+    bits: int = 4,
+    group_size: int | None = None,
+    symmetric: bool | None = None,
+    layout: Method | None = None,
+    damping: float = 0.01,
+    activation_order: bool = True,
+) -> QuantizationSettings:
+    """Settings of which those that are None follow from the others, as is usual for the method and the bits.
+
+    Raises ConfigurationError for what does not go together.
+    """
+    chosen = layout or ("gptq" if bits == 8 and method == "awq" else _LAYOUTS[method])
+    return QuantizationSettings(
+        method=method,
+        bits=bits,
+        group_size=group_size if group_size is not None else (-1 if bits == 8 else DEFAULT_GROUP_SIZE),
+        symmetric=symmetric if symmetric is not None else bits == 8 or chosen == "compressed-tensors",
+        layout=chosen,
+        damping=damping,
+        activation_order=activation_order,
+    )

@@ -79,7 +79,7 @@ class ModelStatus:
     is_ready: whether a real step succeeded within the last seconds. reason: why it is down, for people.
     created: seconds since 1970.
     num_loads, num_evictions: how often a pool loaded it, and let it go to make room. num_restarts: how often its
-    process was started again after it had ended.
+    process was started again after it had ended. version: of the bundle that is loaded, or was loaded last.
     """
 
     name: str
@@ -94,6 +94,7 @@ class ModelStatus:
     num_loads: int = 0
     num_evictions: int = 0
     num_restarts: int = 0
+    version: str | None = None
 
 
 class Models(Protocol):

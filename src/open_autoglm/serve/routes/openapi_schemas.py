@@ -191,6 +191,7 @@ RESPONSES: Final[dict[str, Schema]] = {
             "task": _or_null(_TEXT),
             "aliases": _list(_TEXT),
             "state": _TEXT,
+            "version": _or_null(_TEXT),
         }
     ),
     "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
