@@ -29,7 +29,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "bundle": {"chat", "targets"},
     "data": {"chat"},
     "engine": {"bundle", "chat", "targets", "models"},
-    "serve": {"engine", "bundle", "chat", "targets"},
+    "serve": {"engine", "bundle", "chat", "targets", "pipeline"},
     "plugins": set(),
     "pipeline": {"engine", "plugins"},
     "train": {"data", "models", "targets"},
