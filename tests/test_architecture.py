@@ -30,7 +30,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "data": {"chat"},
     "engine": {"bundle", "chat", "targets", "models"},
     "planning": {"bundle", "engine", "models", "targets"},
-    "serve": {"engine", "bundle", "chat", "targets"},
+    "serve": {"engine", "bundle", "chat", "targets", "pipeline"},
     "plugins": set(),
     "pipeline": {"engine", "plugins"},
     "train": {"data", "models", "targets"},

@@ -3,6 +3,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import requests
 import schemathesis
@@ -37,13 +38,16 @@ class Tally:
         return self.statuses.total()
 
 
-def fuzz(url: str, *, examples: int, tally: Tally, derandomize: bool = True) -> None:
+def fuzz(
+    url: str, *, examples: int, tally: Tally, derandomize: bool = True, described: dict[str, Any] | None = None
+) -> None:
     """Ask each operation so many times with what fits our document and as often with what does not.
 
+    described: the document, or a part of it.
     Raises what schemathesis finds wrong with an answer: a 5xx, a status or body that the document does not have,
     a request that does not fit the document and is answered.
     """
-    document = schemathesis.openapi.from_dict(openapi_document())
+    document = schemathesis.openapi.from_dict(openapi_document() if described is None else described)
     with requests.Session() as session:
         for found in document.get_all_operations():
             operation = found.ok()

@@ -23,7 +23,6 @@ from open_autoglm.cli.pipeline_options import (
 from open_autoglm.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from open_autoglm.pipeline.triggers.schedule_book import Schedule
     from open_autoglm.pipeline.triggers.source import PipelineSource
 
 PipelineArgument = Annotated[str, typer.Argument(help="A pipeline's name.")]
@@ -104,7 +103,7 @@ def list_command(
 
     now = datetime.datetime.now(datetime.UTC)
     with open_journal(database, folder) as journal:
-        rows = [_summary(schedule, now) for schedule in ScheduleBook(journal).list()]
+        rows = [schedule.summary(now) for schedule in ScheduleBook(journal).list()]
     if as_json:
         print_json({"schedules": rows})
         return
@@ -195,19 +194,6 @@ def _set_pause(pipeline: str, database: str | None, folder: Path, *, paused: boo
     with open_journal(database, folder) as journal:
         ScheduleBook(journal).pause(pipeline, paused=paused)
     print_line(f"{pipeline}: {'paused' if paused else 'on'}")
-
-
-def _summary(schedule: Schedule, now: datetime.datetime) -> dict[str, Any]:
-    following = None if schedule.paused else schedule.next_firing(now)
-    return {
-        "pipeline": schedule.pipeline,
-        "cron": schedule.cron,
-        "after": schedule.after,
-        "timezone": schedule.timezone,
-        "missed": schedule.missed,
-        "paused": schedule.paused,
-        "next": None if following is None else following.strftime("%Y-%m-%d %H:%M"),
-    }
 
 
 def _say(text: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from open_autoglm.pipeline.stage import StageCatalog
 from open_autoglm.pipeline.triggers.schedule_book import ScheduleBook
 from open_autoglm.pipeline.triggers.source import PipelineSource, start_runs
 from open_autoglm.pipeline.warm_pool import WarmPool
+from open_autoglm.pipeline.worker_book import BEAT_SECONDS, WorkerBook
 from open_autoglm.pipeline.worker_lock import WorkerLock, is_gone
 
 LEASE_SECONDS: Final = 30.0
@@ -112,10 +114,13 @@ class Worker:
 
         sources: what starts runs besides the schedule.
         """
-        book = ScheduleBook(self._journal)
-        next_schedule = 0.0
+        book, workers = ScheduleBook(self._journal), WorkerBook(self._journal)
+        next_schedule = next_beat = 0.0
         while not stop.is_set():
             try:
+                if time.monotonic() >= next_beat:
+                    next_beat = time.monotonic() + BEAT_SECONDS
+                    workers.beat(self.name)
                 if time.monotonic() >= next_schedule:
                     next_schedule = time.monotonic() + _SCHEDULE_SECONDS
                     self._fire(book)
@@ -134,6 +139,8 @@ class Worker:
         for run_id in list(self._conductors):
             self._interrupt(run_id)
         self._forget_ended()
+        with contextlib.suppress(OpenAutoGLMError):  # then it is taken for gone in a while
+            workers.leave(self.name)
 
     def close(self) -> None:
         """Stop what runs, end all processes, and let go of everything."""

@@ -21,7 +21,7 @@ from open_autoglm.serve.watching.request_record import record_of
 from open_autoglm.serve.watching.watched_models import WatchedModels, watched
 
 STREAM_END: Final = "data: [DONE]\n\n"
-_STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _Result = TypeVar("_Result")
 
 
@@ -57,7 +57,7 @@ async def answer(
     head = await unless_gone(request, anext(events))
     if head is None:
         return client_gone()
-    return StreamingResponse(_with_head(head, events), media_type="text/event-stream", headers=_STREAM_HEADERS)
+    return StreamingResponse(_with_head(head, events), media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
 async def reply_to(request: Request, models: Models, name: str, question: Question) -> Reply | None:
