@@ -65,7 +65,7 @@ def test_a_scaffold_checks_well_and_its_tests_pass(kind: str, monkeypatch: pytes
     folder = scaffold(kind, "my_thing", Path("plugins"))
     result = probe(plugin_in(folder), behaviour=True)
     assert result.fault is None
-    assert bool(result.tried) == (kind not in ("stage", "backend", "protocol", "sink"))
+    assert bool(result.tried) == (kind not in ("stage", "backend", "protocol", "sink", "queue"))
     scratch = Path("scratch").resolve()
     scratch.mkdir()
     monkeypatch.syspath_prepend(str(folder))

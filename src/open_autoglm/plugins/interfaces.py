@@ -122,6 +122,41 @@ class Sink(Protocol):
         ...
 
 
+class Queue(Protocol):
+    """Brings messages, each at least once, until it is acknowledged. The plugin's name is the scheme of its URLs."""
+
+    def connect(self, config: Mapping[str, Any]) -> None:
+        """Take the address: `server` (scheme and host), `path`, a list, `group`, `idle_seconds`, and `options`.
+
+        Raises ConfigurationError for what the queue does not understand.
+        """
+        ...
+
+    def receive(self) -> Iterable[tuple[str, bytes, int]]:
+        """Some messages that are there now: an id that never changes, the body, and how often it was delivered.
+
+        Does not wait long for one. What another worker took and left for `idle_seconds` comes too. Raises an
+        OpenAutoGLMError when the queue is away, as the other methods do.
+        """
+        ...
+
+    def keep(self, message_ids: Sequence[str]) -> None:
+        """These are still being worked on: their idle time begins anew."""
+        ...
+
+    def acknowledge(self, message_id: str) -> None:
+        """It is dealt with and never comes again."""
+        ...
+
+    def bury(self, message_id: str, reason: str) -> None:
+        """It cannot be dealt with: put it where somebody can look at it, with the reason; it never comes again."""
+        ...
+
+    def close(self) -> None:
+        """End the connection."""
+        ...
+
+
 class ProtocolPlugin(Protocol):
     """Adds a way to talk to the server."""
 
@@ -141,6 +176,7 @@ KINDS: Final[dict[str, type]] = {
     "stage": StagePlugin,
     "metric": MetricPlugin,
     "sink": Sink,
+    "queue": Queue,
     "protocol": ProtocolPlugin,
 }
 """Kind -> its interface."""

@@ -240,6 +240,54 @@ def test_the_same_key_twice_is_there_once(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ['{"id": 1}\\n']
 """,
     ),
+    "queue": (
+        '''
+from pathlib import Path
+
+
+class CLASS:
+    """A folder as a queue, for one worker: `NAME://?folder=inbox`. Each file in it is a message."""
+
+    def connect(self, config):
+        """config: `options` has the `folder`."""
+        self._folder = Path(config["options"].get("folder", "inbox"))
+        self._paths = {}
+
+    def receive(self):
+        """All files; a message's id is its file's name and time."""
+        for path in sorted(self._folder.glob("*.json")):
+            message_id = f"{path.stat().st_mtime_ns}-{path.name}"
+            self._paths[message_id] = path
+            yield message_id, path.read_bytes(), 1
+
+    def keep(self, message_ids):
+        """Nobody else takes them."""
+
+    def acknowledge(self, message_id):
+        """Remove the file."""
+        self._paths.pop(message_id).unlink(missing_ok=True)
+
+    def bury(self, message_id, reason):
+        """Keep the file under another name, and the reason beside it."""
+        path = self._paths.pop(message_id)
+        path.with_suffix(".reason").write_text(reason)
+        path.rename(path.with_suffix(".dead"))
+
+    def close(self):
+        """Nothing is open."""
+''',
+        """
+def test_a_message_comes_until_it_is_acknowledged(tmp_path):
+    (tmp_path / "a.json").write_text('{"id": 1}')
+    queue = CLASS()
+    queue.connect({"options": {"folder": str(tmp_path)}})
+    [(message_id, body, deliveries)] = queue.receive()
+    assert (body, deliveries) == (b'{"id": 1}', 1)
+    assert len(list(queue.receive())) == 1
+    queue.acknowledge(message_id)
+    assert list(queue.receive()) == []
+""",
+    ),
     "protocol": (
         '''
 class CLASS:
