@@ -13,6 +13,8 @@ _CLASSES: Final = {
     "file_source": "FileSource",
     "glm_router": "GlmRouter",
     "rules": "Rules",
+    "sink": "PluginSink",
+    "source": "PluginSource",
     "sql_sink": "SqlSink",
     "sql_source": "SqlSource",
     "text_cleaner": "TextCleaner",
