@@ -21,6 +21,7 @@ from open_autoglm.models.adapter_settings import AdapterSettings
 from open_autoglm.models.adapter_targets import find_targets
 from open_autoglm.models.weights import open_weights
 from open_autoglm.pipeline import Packet, PipelineSpecification, RetrySpecification, StageSpecification, run_pipeline
+from open_autoglm.plugins.registry import PluginRegistry
 from open_autoglm.spelling import did_you_mean
 from open_autoglm.storage import FolderLock, sha256_of_file
 from open_autoglm.targets import KNOWN_TARGETS, HardwareConstraint, resolve_target
@@ -44,7 +45,7 @@ _LIMIT_FACTOR: Final = 3.0
 _LIMIT_EXTRA_SECONDS: Final = 1800.0
 _LATER_SETTINGS: Final = (
     *("mask_pii", "remove_near_duplicates", "metric", "space", "hardware_constraint", "executor", "parallel_trials"),
-    *("adapter", "license", "target_profile"),
+    *("adapter", "license", "target_profile", "sampler"),
 )
 """Settings that are written down only where they are given, so that a run of an older version goes on."""
 
@@ -82,7 +83,7 @@ class BuildSettings:
     model must keep to. executor, parallel_trials: where trials run, and how many at a time; chosen if None.
     adapter: fine-tune by an adapter on the frozen `base`. tolerance: what smaller
     weights may cost. license: of the model, an SPDX expression. target_profile: of a target that a file describes, as
-    `Target.to_dict` has it.
+    `Target.to_dict` has it. sampler: a plugin that proposes trials.
     """
 
     train: Path
@@ -108,6 +109,7 @@ class BuildSettings:
     tolerance: float = DEFAULT_TOLERANCE
     license: str | None = None
     target_profile: dict[str, Any] = field(default_factory=dict)
+    sampler: str | None = None
 
     def to_payload(self) -> dict[str, Any]:
         """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
@@ -154,6 +156,7 @@ def build(
     adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
     tolerance: str | float = DEFAULT_TOLERANCE,
     license: str | None = None,  # noqa: A002 - the field's own word
+    sampler: str | None = None,
 ) -> BuildResult:
     """Build a small GLM from a file of data.
 
@@ -163,8 +166,9 @@ def build(
     near-duplicates out of the training split. metric: the name of a metric, registered or ours, `FILE.yaml` of rules or
     `FILE.py:FUNCTION`. space: a YAML file that changes what is searched. hardware_constraint: `latency_ms`,
     `tokens_per_s`, `memory_mb`, `size_mb`, see `targets.HardwareConstraint`. executor: `inline`, `process` or `ray`.
-    parallel_trials: at a time. target: the device that the model is for, one of `targets.KNOWN_TARGETS` or a YAML file;
-    training runs here in any case, and with another target than `cpu` constraints are checked by estimates for it.
+    parallel_trials: at a time. sampler: a plugin that proposes what is tried, in place of TPE. target: the device that
+    the model is for, one of `targets.KNOWN_TARGETS` or a YAML file; training runs here in any case, and with another
+    target than `cpu` constraints are checked by estimates for it.
     adapter: `lora` or `qlora` to fine-tune the frozen `base` by an adapter, which is merged in the bundle and kept in
     the run folder; settings of it as `AdapterSettings` or its fields.
     tolerance: the share of the metric that smaller weights may cost and still be served by default, like `1%`.
@@ -196,6 +200,7 @@ def build(
         adapter=adapter,
         tolerance=tolerance,
         license=license,
+        sampler=sampler,
     )
     payload = settings.to_payload()
     lock = FolderLock(settings.out)
@@ -262,6 +267,7 @@ def check_settings(
     adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
     tolerance: str | float = DEFAULT_TOLERANCE,
     license: str | None = None,  # noqa: A002 - the field's own word
+    sampler: str | None = None,
 ) -> BuildSettings:
     """Everything that can be found wrong before any work. Raises ConfigurationError, DataError or BudgetError."""
     train, found_valid, found_test = find_splits(Path(data))
@@ -287,6 +293,8 @@ def check_settings(
         raise ConfigurationError(f"--base: {base} is not a folder; give the folder of a GLM checkpoint")
     if executor is not None and executor not in EXECUTORS:
         raise ConfigurationError(f"unknown executor '{executor}'{did_you_mean(executor, EXECUTORS)}")
+    if sampler is not None:
+        PluginRegistry().make("sampler", sampler)
     constraint = HardwareConstraint.of(hardware_constraint or {})
     if constraint and base is not None:
         raise ConfigurationError(
@@ -318,6 +326,7 @@ def check_settings(
         adapter=_check_adapter(adapter, base),
         tolerance=parse_tolerance(tolerance),
         license=license,
+        sampler=sampler,
     )
 
 

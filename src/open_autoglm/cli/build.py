@@ -108,6 +108,7 @@ def build_command(
     parallel_trials: Annotated[
         int | None, typer.Option(help="How many trials run at a time; what is fastest here if not given.")
     ] = None,
+    sampler: Annotated[str | None, typer.Option(help="A plugin that proposes trials, in place of TPE.")] = None,
     license_: Annotated[str | None, typer.Option("--license", help="Of the model, as SPDX names it.")] = None,
     print_pipeline: Annotated[
         bool, typer.Option("--print-pipeline", help="Print the build as a pipeline's file, and build nothing.")
@@ -159,6 +160,7 @@ def build_command(
             ),
             "tolerance": tolerance,
             "license": license_,
+            "sampler": sampler,
         }
         if print_pipeline:
             from open_autoglm.pipeline.yaml_writing import write_pipeline

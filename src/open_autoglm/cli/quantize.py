@@ -32,8 +32,10 @@ def quantize_command(
         Path, typer.Option(help="The folder to write. The same command again goes on after the last finished layer.")
     ],
     method: Annotated[
-        Literal["rtn", "gptq", "awq"],
-        typer.Option(help="How numbers are chosen: to nearest, by GPTQ, or by AWQ; the last two need --calibration."),
+        str,
+        typer.Option(
+            help="How numbers are chosen: rtn (to nearest), gptq, awq, or a plugin; gptq and awq need --calibration."
+        ),
     ] = "gptq",
     bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
     group_size: Annotated[
@@ -83,7 +85,7 @@ def quantize_command(
         activation_order=activation_order,
     )
     data = None
-    if calibration is not None and method != "rtn":
+    if calibration is not None and settings.needs_data:
         data = read_calibration(calibration, folder, samples=samples, length=sequence_length, seed=seed)
     with ProgressBar("quantize", 1.0) as bar:
         outcome = quantize_checkpoint(

@@ -14,6 +14,7 @@ from open_autoglm.compress.activations import HiddenStates, LayerRunner, write_e
 from open_autoglm.compress.calibration import Calibration
 from open_autoglm.compress.grids import Rounding, ScaleType
 from open_autoglm.compress.layer_rounding import LayerRounder, MatrixReport
+from open_autoglm.compress.plugin_rounding import PluginRounding
 from open_autoglm.compress.settings import LEAST_GROUP, QuantizationSettings
 from open_autoglm.errors import CheckpointError
 from open_autoglm.models.config import ModelConfig
@@ -101,7 +102,8 @@ def pack_layers(
     Raises CheckpointError for the weights, StorageError when the disk refuses.
     """
     config = reader.config
-    needs_data = plan.settings.method != "rtn" and calibration is not None
+    needs_data = plan.settings.needs_data and calibration is not None
+    plugin = None if plan.settings.plugin is None else PluginRounding(plan.settings.method)
     states: HiddenStates | None = None
     if needs_data and calibration is not None:
         states = HiddenStates(hidden_path(folder, first), calibration.lengths, config.hidden_size)
@@ -120,6 +122,7 @@ def pack_layers(
             gptq=plan.settings.gptq,
             dense_type=plan.dense_type,
             kept=kept,
+            plugin=plugin,
             on_progress=on_progress,
         )
         runner = None if states is None else LayerRunner(layer, states, config)

@@ -60,7 +60,7 @@ def quantize_checkpoint(
     model, StorageError for the disk, RunLockedError when another process works on `out`.
     """
     started = time.monotonic()
-    if settings.method != "rtn" and calibration is None:
+    if settings.needs_data and calibration is None:
         raise ConfigurationError(
             f"--method {settings.method} needs --calibration DATA: text or examples like what the model will see; "
             "--method rtn needs none"

@@ -27,6 +27,7 @@ from open_autoglm.pipeline.specification import (
     StageSpecification,
 )
 from open_autoglm.pipeline.stage import StageCatalog, config_model_of
+from open_autoglm.pipeline.triggers.queues.address import QueueAddress, check_scheme, parse_address
 from open_autoglm.pipeline.triggers.schedule import check_cron, check_timezone
 from open_autoglm.spelling import did_you_mean
 from open_autoglm.yaml_document import Place, YamlDocument, YamlSyntaxError, parse_yaml, read_yaml
@@ -41,6 +42,7 @@ class PipelineFile:
     """What a file says, checked. Its specification has no matrices and no pipelines in pipelines any more.
 
     concurrency: how many runs of it at once, None for any number. priority: of its runs; more overtakes less.
+    queue: the trigger's, with what it refers to filled in; it is written down nowhere.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class PipelineFile:
     concurrency: int | None
     priority: int
     redact: SecretStore = field(repr=False, compare=False)
+    queue: QueueAddress | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, as a run remembers it; references to secrets stay references."""
@@ -93,6 +96,7 @@ def read_pipeline(
     _check_trigger(document, section, faults)
     placed = Expander(faults, _read_section).expand(document, section)
     sources = outside_sources(os.environ if environment is None else environment, secrets) if look_up else {}
+    queue = _queue(document, section, sources, faults) if look_up else None
     for stage in placed:
         _check_stage(stage, catalog, sources, secrets, faults)
     faults.raise_if_any()
@@ -102,7 +106,7 @@ def read_pipeline(
         faults.add(document, ("pipeline",), str(error))
         raise faults.error() from None
     return PipelineFile(
-        path, specification, section.trigger, section.concurrency, PRIORITIES[section.priority], secrets
+        path, specification, section.trigger, section.concurrency, PRIORITIES[section.priority], secrets, queue
     )
 
 
@@ -202,6 +206,28 @@ def _check_trigger(document: YamlDocument, section: PipelineSection, faults: Fau
         faults.add(document, ("trigger", "webhook"), "a webhook is a path that begins with '/hooks/'")
     if trigger.after == section.name:
         faults.add(document, ("trigger", "after"), "a pipeline cannot follow itself")
+
+
+def _queue(
+    document: YamlDocument, section: PipelineSection, sources: Mapping[str, Any], faults: FaultList
+) -> QueueAddress | None:
+    """Where the trigger's queue is, references filled in."""
+    url, place = section.trigger.queue, ("trigger", "queue")
+    if url is None:
+        return None
+    for reference in references_in(url):
+        if reference.kind not in sources:
+            faults.add(
+                document, place, unknown_kind(reference) or f"${{{reference.kind}:...}} has no value in a trigger"
+            )
+            return None
+    try:
+        address = parse_address(str(fill(url, sources, last=True)))
+        check_scheme(address.scheme)
+    except ConfigurationError as error:
+        faults.add(document, place, str(error))
+        return None
+    return address
 
 
 def _check_stage(

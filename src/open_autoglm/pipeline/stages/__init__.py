@@ -17,6 +17,8 @@ _CLASSES: Final = {
     "notify": "Notify",
     "retrieve": "Retrieve",
     "rules": "Rules",
+    "sink": "PluginSink",
+    "source": "PluginSource",
     "sql_sink": "SqlSink",
     "sql_source": "SqlSource",
     "text_cleaner": "TextCleaner",
