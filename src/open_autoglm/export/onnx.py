@@ -31,9 +31,10 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Write the model as the folder `out` and return what was written, JSON-ready.
 
-    precision: `float32`, with ONNX's own operators (opset 23), or `int4`: linear layers by ONNX Runtime's
-    `MatMulNBits`, with the codes that a build or a tool left or else rounded in groups of 32, the embedding and the
-    output matrix in 8 bits by row. Inputs and outputs are those of `open_autoglm.export.onnx_graph`.
+    precision: `float32`, with ONNX's own operators (opset 23) but for layers that come in 4 bits, or `int4`: linear
+    layers by ONNX Runtime's `MatMulNBits`, with the codes that a build or a tool left or else rounded in groups of 32,
+    the embedding and the output matrix in 8 bits by row. Inputs and outputs are those of
+    `open_autoglm.export.onnx_graph`.
     on_progress: told how many of how many layers are written.
     Raises ConfigurationError for `out` or another argument, CheckpointError for the model, StorageError when the disk
     refuses.
