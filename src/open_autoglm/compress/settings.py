@@ -93,7 +93,8 @@ def quantization_settings(
 
     Raises ConfigurationError for what does not go together.
     """
-    chosen: Method = layout or ("gptq" if bits == 8 and method == "awq" else _LAYOUTS.get(method, "compressed-tensors"))
+    usual: dict[str, Method] = {**_LAYOUTS}
+    chosen: Method = layout or ("gptq" if bits == 8 and method == "awq" else usual.get(method, "compressed-tensors"))
     return QuantizationSettings(
         method=method,
         bits=bits,
