@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -20,13 +21,8 @@ from open_autoglm.data.example import Example
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.task import Task, TaskKind
 
-_WORDS: Final = r"[\p{L}\p{M}_]+|\p{N}{1,3}|[^\p{L}\p{M}\p{N}_]+"
-"""Words alone, from which an extraction's pieces are learnt."""
-
-_WORDS_AFTER_SPACE: Final = (
-    r" ?[\p{L}\p{M}_]+| ?\p{N}{1,3}|[^\p{L}\p{M}\p{N}_]+(?= [\p{L}\p{M}\p{N}_])|[^\p{L}\p{M}\p{N}_]+"
-)
-"""The same words, each with the one space before it."""
+_CUTS: Final = r"'s|'t|'re|'ve|'m|'ll|'d|{space}{letter}+|{space}\p{{N}}+|{space}[^\s{letters}\p{{N}}]+|\s+(?!\S)"
+"""GPT-2's expression, which every engine knows. Radford et al. 2019."""
 
 _SPACED_WORDS: Final = (
     r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -80,7 +76,7 @@ def train_tokenizer(examples: Sequence[Example], task: Task, vocab_size: int | N
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS if is_extraction else _SPACED_WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(_cuts(texts, "") if is_extraction else _SPACED_WORDS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -111,7 +107,7 @@ def _with_spaces(tokenizer: Tokenizer, texts: Sequence[str], most: int | None) -
     most: how many tokens may be added, None for all that occur often enough.
     """
     description = json.loads(tokenizer.to_str())
-    description["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": _WORDS_AFTER_SPACE}
+    description["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": _cuts(texts, " ?")}
     cutting = Tokenizer.from_str(json.dumps(description))
     counts: Counter[str] = Counter()
     for start in range(0, len(texts), _CHUNK):
@@ -125,6 +121,16 @@ def _with_spaces(tokenizer: Tokenizer, texts: Sequence[str], most: int | None) -
         vocabulary[_SPACE + token] = len(vocabulary)
         merges.append([_SPACE, token])
     return Tokenizer.from_str(json.dumps(description))
+
+
+def _cuts(texts: Sequence[str], space: str) -> str:
+    """How an extraction's texts are cut into words. space: what may go before a word and belong to it.
+
+    Marks, as Hindi has them within its words, count as letters where the texts have any.
+    """
+    marked = any(unicodedata.category(letter).startswith("M") for letter in set().union(*texts))
+    letters = r"\p{L}\p{M}" if marked else r"\p{L}"
+    return _CUTS.format(space=space, letter=f"[{letters}]" if marked else letters, letters=letters)
 
 
 def _sample(examples: Sequence[Example]) -> Sequence[Example]:
