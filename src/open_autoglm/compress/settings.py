@@ -19,7 +19,7 @@ DEFAULT_GROUP_SIZE: Final = 128
 LEAST_GROUP: Final = 32
 """The smallest group that the engines compute with."""
 
-_LAYOUTS: Final[dict[RoundingMethod, Method]] = {"awq": "awq", "gptq": "gptq", "rtn": "compressed-tensors"}
+_LAYOUTS: Final[dict[str, Method]] = {"awq": "awq", "gptq": "gptq", "rtn": "compressed-tensors"}
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ def quantization_settings(
 
     Raises ConfigurationError for what does not go together.
     """
-    usual: dict[str, Method] = {**_LAYOUTS}
-    chosen: Method = layout or ("gptq" if bits == 8 and method == "awq" else usual.get(method, "compressed-tensors"))
+    chosen: Method = layout or ("gptq" if bits == 8 and method == "awq" else _LAYOUTS.get(method, "compressed-tensors"))
     return QuantizationSettings(
         method=method,
         bits=bits,
