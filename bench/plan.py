@@ -156,7 +156,7 @@ def _load(folder: Path, setup: Setup) -> Any:
 def _fill(folder: Path, setup: Setup) -> int:
     """Resident bytes of this process after every page of the cache was written."""
     rounded, wide = setup.weights in ("int8", "int4"), setup.weights == "bfloat16"
-    prompt = [2 + place % 1000 for place in range(setup.context - 1)]
+    prompt = [2 + place % 500 for place in range(setup.context - 1)]
     with LLM(
         folder,
         quantize=setup.weights if rounded else None,

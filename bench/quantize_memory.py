@@ -133,16 +133,19 @@ def quantise(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     ids = np.random.default_rng(1).integers(0, config.vocab_size, total).astype(np.int32)
     lengths = np.full(arguments.samples, arguments.length)
     layer_began, longest = time.monotonic(), 0.0
+    first: int | None = None
 
     def tick(done: int, count: int) -> None:
-        nonlocal layer_began, longest
+        nonlocal layer_began, longest, first
         now = time.monotonic()
         print(
             f"{done} of {count}, {now - began:.0f} s, {resident_bytes(field='VmHWM') / 1e9:.2f} GB at most", flush=True
         )
         layer, place = divmod(done, count // arguments.layers)
-        if place != 1 or layer == 0:  # the first matrix of a layer: the layers before it are on the disk
+        first = layer if first is None else first
+        if place != 1 or layer == first:
             return
+        # The first matrix of a layer is done: the layers before it are on the disk, one of them by this part.
         longest, layer_began = max(longest, now - layer_began), now
         if arguments.minutes is not None and now - began + longest > 60 * arguments.minutes:
             write_json(peaks_file, [*peaks, resident_bytes(field="VmHWM")])

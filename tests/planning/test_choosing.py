@@ -159,6 +159,14 @@ def test_when_nothing_fits_it_says_what_would() -> None:
         assert again.fits is fits, concurrency
 
 
+def test_where_the_faster_backend_does_not_fit_the_smaller_one_is_taken() -> None:
+    pi, edge = resolve_target("raspberry-pi-4"), PlannedModel("edge", EDGE)
+    roomy, tight = plan_model(edge, pi), plan_model(edge, pi, max_memory=1_300_000_000)
+    assert roomy.setup is not None and roomy.setup.backend == "onnx"
+    assert tight.setup is not None and tight.setup.backend == "native"
+    assert roomy.memory is not None and roomy.memory.total > 1_300_000_000
+
+
 def test_a_rounded_checkpoint_and_a_bundle_keep_their_formats() -> None:
     laptop = resolve_target("laptop")
     stored = plan_model(PlannedModel("stored", EDGE, stored_bits=4), laptop)

@@ -86,11 +86,11 @@ def _show(plan: Plan) -> None:
     if plan.setup is None or plan.memory is None:
         print_line(f"{title}\nnothing fits {plan.usable_memory / 1e6:,.0f} MB of memory")
     else:
-        print_table(title, ("choice", "", "why"), [(one.what, one.value, one.reason) for one in plan.choices])
+        print_table(title, ("choice", "", "why"), [(one.what, one.value, one.reason) for one in plan.choices], texts=3)
         memory = plan.memory.to_dict()
         rows = [(name.replace("_", " "), f"{size / 1e6:,.1f} MB") for name, size in memory.items()]
         rows.append(("may be used", f"{plan.usable_memory / 1e6:,.1f} MB"))
-        print_table("Memory, all answers at full context", ("part", "estimate"), rows)
+        print_table("Memory at full context", ("part", "estimate"), rows)
     if plan.speed is not None:
         speed = plan.speed
         print_table(
@@ -102,9 +102,8 @@ def _show(plan: Plan) -> None:
                 ("eight answers together", f"{speed.decode_x8:,.1f}"),
             ],
         )
-    print_table(
-        "Refused", ("what", "", "why"), [(refused.what, refused.value, refused.reason) for refused in plan.refused]
-    )
+    rows = [(refused.what, refused.value, refused.reason) for refused in plan.refused]
+    print_table("Refused", ("what", "", "why"), rows, texts=3)
     for change in plan.would_fit:
         print_line(f"would fit: {change}")
     for note in plan.notes:

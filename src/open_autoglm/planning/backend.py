@@ -13,11 +13,16 @@ _UNPACKS = "computes int8 by unpacking it, so that it saves memory but no time"
 
 @dataclass(frozen=True)
 class BackendAdvice:
-    """name: of the backend to take. reason: one sentence. refused: other backends, and a sentence on each."""
+    """A backend for a target.
+
+    name: of the backend to take. reason: one sentence. refused: other backends, and a sentence on each. instead: what
+    to know where this one takes too much memory and another less.
+    """
 
     name: str
     reason: str
     refused: dict[str, str]
+    instead: BackendAdvice | None = None
 
 
 def advise_backend(target: Target) -> BackendAdvice:
@@ -38,4 +43,9 @@ def advise_backend(target: Target) -> BackendAdvice:
         "onnx",
         "the native engine has only plain loops for a processor without AVX2 or NEON's dot products",
         {"native": "its plain loops compute int8 at a tenth of what the processor could do", "torch": _UNPACKS},
+        instead=BackendAdvice(
+            "native",
+            "the onnx backend, likely faster on this processor, does not fit; this one computes in plain loops here",
+            {"onnx": "does not fit", "torch": _UNPACKS},
+        ),
     )

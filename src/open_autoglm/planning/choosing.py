@@ -9,7 +9,7 @@ from typing import Final
 
 from open_autoglm.engine.memory import MAX_SEQUENCES
 from open_autoglm.errors import ConfigurationError
-from open_autoglm.planning.backend import advise_backend
+from open_autoglm.planning.backend import BackendAdvice, advise_backend
 from open_autoglm.planning.efficiency import MEASURED_FEATURE, efficiency_of
 from open_autoglm.planning.fitting import fit_batch, longest_context, most_sequences, takes, usable_memory
 from open_autoglm.planning.formats import FormatOrder, cache_types, order_formats
@@ -54,7 +54,12 @@ def plan_model(
     if concurrency is not None and concurrency > MAX_SEQUENCES:
         raise ConfigurationError(f"--concurrency must be at most {MAX_SEQUENCES}, not {concurrency}")
     usable = usable_memory(target) if max_memory is None else max_memory
-    return _Planner(model, target, usable, context, concurrency, tuple(others)).plan()
+    advice, others = advise_backend(target), tuple(others)
+    while True:
+        plan = _Planner(model, target, advice, usable, context, concurrency, others).plan()
+        if plan.fits or advice.instead is None:
+            return plan
+        advice = advice.instead
 
 
 class _Planner:
@@ -64,6 +69,7 @@ class _Planner:
         self,
         model: PlannedModel,
         target: Target,
+        advice: BackendAdvice,
         usable: int,
         context: int | None,
         concurrency: int | None,
@@ -75,7 +81,7 @@ class _Planner:
         self._contexts = [wanted]
         while context is None and self._contexts[-1] // 2 >= LEAST_CONTEXT:
             self._contexts.append(self._contexts[-1] // 2)
-        self._advice = advise_backend(target)
+        self._advice = advice
         self._start = Setup(self._advice.name, "int8", "bfloat16", target.cores, concurrency or 1, wanted)
         self._order: FormatOrder = order_formats(model, target, self._start)
 

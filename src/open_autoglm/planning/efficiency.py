@@ -104,9 +104,9 @@ _ONNX: Final = Efficiency(
     step_seconds=500e-6,
     sequence_seconds=10e-6,
     layer_seconds=200e-6,
-    process_bytes=150_000_000,
+    process_bytes=105_000_000,
     measured=False,
-    sources=("the onnx backend: derived from the ONNX Runtime rows of docs/performance.md; attention, memory assumed",),
+    sources=("the onnx backend: derived from the ONNX Runtime rows of docs/performance.md; its attention assumed",),
 )
 
 
