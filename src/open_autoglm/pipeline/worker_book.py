@@ -47,4 +47,4 @@ class WorkerBook:
             names = connection.execute(
                 select(workers.c.name).where(workers.c.seen > now - ALIVE_SECONDS).order_by(workers.c.name)
             ).scalars()
-            return [name for name in names if folder is None or not is_gone(folder, name)]
+            return [name for name in names if folder is None or not is_gone(folder, name, forget=False)]

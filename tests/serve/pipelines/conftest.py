@@ -112,7 +112,7 @@ class Station:
             yield worker
         finally:
             stop.set()
-            thread.join(30)
+            thread.join(240)
             worker.close()
             journal.close()
 
@@ -120,7 +120,7 @@ class Station:
         return until(lambda: (found := self.get(f"/v1/runs/{run}"))["state"] in ("done", "failed") and found)
 
 
-def until(condition: Any, seconds: float = 60) -> Any:
+def until(condition: Any, seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come to be"

@@ -74,7 +74,7 @@ def test_news_start_one_run_with_the_body_as_its_payload(station: Station) -> No
 )
 def test_what_is_not_genuine_starts_nothing(station: Station, path: str, headers: dict[str, str]) -> None:
     before = len(runs_of(station))
-    encoded = {name: value.encode() for name, value in headers.items()}
+    encoded = {name.encode(): value.encode() for name, value in headers.items()}
     response = station.client.post(path, content=BODY, headers=encoded)
     assert response.status_code == 401
     assert response.json()["error"]["code"] == "invalid_signature"
