@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,8 @@ def test_the_loss_is_the_mixture_that_it_says() -> None:
     settings = DistillationSettings(share=0.3, temperature=1.7)
     found = Distillation(TeacherModels(teachers, 1.7, VOCABULARY), settings, VOCABULARY)(student, batch)
     own = logits_of(student, batch)
-    mean = sum(torch.softmax(logits_of(model, batch)[:, :VOCABULARY] / 1.7, dim=1) for model in teachers) / 2
+    said = [torch.softmax(logits_of(model, batch)[:, :VOCABULARY] / 1.7, dim=1) for model in teachers]
+    mean = (said[0] + said[1]) / 2
     student_log = torch.log_softmax(own[:, :VOCABULARY] / 1.7, dim=1)
     divergence = (mean * (mean.log() - student_log)).sum()
     cross_entropy = F.cross_entropy(own, batch.token_ids[batch.places + 1], reduction="sum")
@@ -120,17 +122,21 @@ def test_hidden_states_are_compared_layer_by_layer_through_a_projection() -> Non
     without = Distillation(targets, DistillationSettings(0.5, 2.0), VOCABULARY)(student, batch)
     projection = projection_of(student)
     assert projection is not None
-    errors = []
+    errors: list[torch.Tensor] = []
     outputs: dict[int, list[torch.Tensor]] = {}
+
+    def keep(place: int) -> Any:
+        return lambda module, inputs, output: outputs[place].append(output)
+
     for place, (model, layers) in enumerate(((student, mine), (teacher, theirs))):
         outputs[place] = []
         for index in layers:
             layer = model.model.decoder_layers()[index]
-            layer.register_forward_hook(lambda _module, _inputs, output, at=place: outputs[at].append(output))
+            layer.register_forward_hook(keep(place))
         logits_of(model, batch)
     for own, other in zip(*outputs.values(), strict=True):
         errors.append(((own @ projection.weight.T - other) ** 2).mean() / (other**2).mean())
-    expected = without + 0.25 * batch.weight * sum(errors) / 2
+    expected = without + 0.25 * batch.weight * (errors[0] + errors[1]) / 2
     torch.testing.assert_close(with_hidden, expected, rtol=1e-4, atol=1e-4)
     detach_projection(student)
     assert {name.split(".")[0] for name in student.state_dict()} == {"model", "lm_head"}

@@ -117,8 +117,8 @@ def fake_quantize(model: GlmForCausalLM, plan: PackingPlan, *, tables: bool) -> 
     if tables:
         embedding = FakeQuantizedEmbedding(model.model.embed_tokens)
         model.model.embed_tokens = embedding
-        tied = model.config.tie_word_embeddings
-        model.lm_head = FakeQuantizedOutput(model.lm_head, embedding.weight if tied else model.lm_head.weight)
+        shared = "model.embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"
+        model.lm_head = FakeQuantizedOutput(model.lm_head, model.get_parameter(shared))
     return model
 
 
