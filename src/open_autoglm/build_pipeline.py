@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from open_autoglm.models.adapter_settings import AdapterSettings
 from open_autoglm.models.adapter_targets import find_targets
 from open_autoglm.models.weights import open_weights
 from open_autoglm.pipeline import Packet, PipelineSpecification, RetrySpecification, StageSpecification, run_pipeline
+from open_autoglm.pipeline.yaml_writing import write_pipeline
 from open_autoglm.plugins.registry import PluginRegistry
 from open_autoglm.spelling import did_you_mean
 from open_autoglm.storage import FolderLock, sha256_of_file
@@ -241,6 +242,16 @@ def specify(settings: BuildSettings, payload: Mapping[str, Any]) -> PipelineSpec
         for index, name in enumerate(names)
     )
     return PipelineSpecification(name="build", stages=stages)
+
+
+def as_file(settings: BuildSettings) -> str:
+    """The build as a pipeline's file that `open-autoglm run` takes; the run's folder is in place of `--out`."""
+    made = specify(settings, settings.to_payload())
+    stages = tuple(replace(stage, module=f"build.{stage.module}") for stage in made.stages)
+    return (
+        "# As a pipeline: open-autoglm run FILE. Checkpoints and the bundle go into the run's folder, which\n"
+        "# `open-autoglm show RUN` names.\n"
+    ) + write_pipeline(PipelineSpecification(made.name, stages))
 
 
 def check_settings(

@@ -111,13 +111,14 @@ def build_command(
     sampler: Annotated[str | None, typer.Option(help="A plugin that proposes trials, in place of TPE.")] = None,
     license_: Annotated[str | None, typer.Option("--license", help="Of the model, as SPDX names it.")] = None,
     print_pipeline: Annotated[
-        bool, typer.Option("--print-pipeline", help="Print the build as a pipeline's file, and build nothing.")
+        bool,
+        typer.Option("--print-pipeline", help="Print the build as a pipeline's file, for `run`; build nothing."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
 ) -> None:
     """Build a small GLM from DATA: read, search, train, compress, package."""
     del print_space
-    from open_autoglm.build_pipeline import build, check_settings, find_splits, specify
+    from open_autoglm.build_pipeline import as_file, build, check_settings, find_splits
     from open_autoglm.data import parse_columns
     from open_autoglm.search.leaderboard import Leaderboard
 
@@ -163,10 +164,7 @@ def build_command(
             "sampler": sampler,
         }
         if print_pipeline:
-            from open_autoglm.pipeline.yaml_writing import write_pipeline
-
-            settings = check_settings(given, **asked)
-            print(write_pipeline(specify(settings, settings.to_payload())), end="")  # noqa: T201
+            print(as_file(check_settings(given, **asked)), end="")  # noqa: T201
             return
         result = build(given, **asked)
     if as_json:
