@@ -72,7 +72,7 @@ _NATIVE: Final = Efficiency(
         "int4 and reading from memory: medians of bench/results/engine_edge-1.5b_int4.json",
         "int8 and reading from the cache: medians of bench/results/engine_built-19m_int8.json and docs/performance.md, "
         "with the attention of bench/results/step_times_built-19m_int8.json taken off the prompt",
-        "bfloat16 and float32: bench/plan.py, on a machine that other programs used too",
+        "bfloat16 and float32: bench/engine.py --shape edge-150m beside other programs, so rounded to a half",
         "attention over the cache: bench/results/long_context_*.json from 2,048 tokens of context on",
         "costs of a step and a sequence: engine less model step in bench/results/engine_built-19m_int8.json",
         "process: bench/results/startup_snips.json",
