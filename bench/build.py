@@ -86,7 +86,7 @@ def build_once(data: Path, name: str, budget: str, seed: int) -> None:
 
 
 def sum_up() -> dict[str, Any]:
-    """Median, least and most of each metric on test over the seeds, its aim, and what the best baseline has on valid."""
+    """Each metric on test over the seeds: median, least, most, its aim, and the best baseline on valid."""
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted(RESULTS.glob("build_*_seed*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from open_autoglm.engine.model_paths import find_model, name_of_model
-from open_autoglm.errors import ConfigurationError, EngineError
+from open_autoglm.engine.model_paths import find_model, name_of_model, version_of_model
+from open_autoglm.errors import ConfigurationError, EngineError, OpenAutoGLMError
 from open_autoglm.serve.guards.api_keys import read_keys
 from open_autoglm.serve.guards.transport_security import tls_context
 from open_autoglm.serve.models.worker_process import ModelSource, WorkerProcess
@@ -104,7 +104,8 @@ def _in_process(plan: LaunchPlan, settings: ServeSettings, stack: contextlib.Exi
     llm = stack.enter_context(LLM(plan.models[0], **plan.options))
     if llm.vocabulary is None:
         raise ConfigurationError(f"{llm.name} has no tokenizer.json, so it cannot chat; add the checkpoint's tokenizer")
-    return OneModel(ModelService(llm, max_queued=settings.max_queued), settings.served_model_name, int(time.time()))
+    service = ModelService(llm, max_queued=settings.max_queued)
+    return OneModel(service, settings.served_model_name, int(time.time()), _version(plan))
 
 
 def _one(plan: LaunchPlan, settings: ServeSettings, process: WorkerProcess) -> Models:
@@ -113,7 +114,15 @@ def _one(plan: LaunchPlan, settings: ServeSettings, process: WorkerProcess) -> M
 
     source = ModelSource(plan.models[0], plan.options)
     model = EngineProcess(source, max_queued=settings.max_queued, label=settings.served_model_name, process=process)
-    return OneModel(model, settings.served_model_name, int(time.time()))
+    return OneModel(model, settings.served_model_name, int(time.time()), _version(plan))
+
+
+def _version(plan: LaunchPlan) -> str | None:
+    """Of the bundle of the one model; none for a folder that loading it will complain about."""
+    try:
+        return version_of_model(find_model(plan.models[0]))
+    except OpenAutoGLMError:
+        return None
 
 
 def _many(plan: LaunchPlan, settings: ServeSettings) -> tuple[Models, Callable[[], Awaitable[str]]]:

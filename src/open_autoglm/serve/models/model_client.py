@@ -149,11 +149,11 @@ class StartedModel(ModelClient, Protocol):
 class OneModel:
     """`Models` with a single model, loaded for as long as the server runs.
 
-    name: what clients call it; its own name if not given.
+    name: what clients call it; its own name if not given. version: of its bundle.
     """
 
-    def __init__(self, model: StartedModel, name: str | None, created: int) -> None:
-        self._model, self._name, self._created = model, name, created
+    def __init__(self, model: StartedModel, name: str | None, created: int, version: str | None = None) -> None:
+        self._model, self._name, self._created, self._version = model, name, created, version
         self._started = False
 
     @property
@@ -193,6 +193,7 @@ class OneModel:
                 reason=model.reason,
                 num_loads=1,
                 num_restarts=model.num_restarts,
+                version=self._version,
             )
         ]
 
