@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from open_autoglm.cli import create_app
 from open_autoglm.errors import PipelineError, SpecificationError
 from open_autoglm.pipeline.catalog import default_catalog
 from open_autoglm.pipeline.stage_page import example_stages, stage_page
@@ -31,6 +33,11 @@ def test_each_example_is_a_stage_that_is_taken(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("TICKETS_URL", "sqlite:///x")
     for secret in ("MAIL", "CRM"):
         monkeypatch.setenv(f"OPEN_AUTOGLM_SECRET_{secret}", "x")
+    monkeypatch.setenv("OPEN_AUTOGLM_CONFIG", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    for kind, name in (("source", "crm"), ("sink", "folder")):
+        for command in (["new", kind, name], ["enable", name]):
+            assert CliRunner().invoke(create_app(), ["plugin", *command]).exit_code == 0
     examples = example_stages()
     assert set(examples) == set(BUILT_IN)
     stages = [{"stage": name, "module": name, **example} for name, example in examples.items()]

@@ -11,7 +11,7 @@ from open_autoglm.errors import ConfigurationError
 
 
 def _known_backend(name: str) -> str:
-    from open_autoglm.engine.backends import BACKENDS
+    from open_autoglm.engine.options import BACKENDS
     from open_autoglm.plugins.registry import PluginRegistry
 
     if name in ("auto", *BACKENDS):

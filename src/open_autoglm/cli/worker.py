@@ -186,7 +186,7 @@ def _sources(files: list[Path], opened: ExitStack) -> list[PipelineSource]:
     found: list[PipelineSource] = []
     for one in read:
         if one.trigger.webhook is not None:
-            _say(f"warning: {one.specification.name}: this worker starts no runs by webhook yet")
+            _say(f"warning: {one.specification.name}: webhooks are taken by `serve --pipelines`, not by a worker")
         if one.trigger.file is not None:
             found.append(PipelineSource(one.to_dict(), FileArrival(one.trigger.file)))
         if one.queue is not None:

@@ -13,11 +13,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from open_autoglm.engine.batch import Batch
+from open_autoglm.engine.options import BACKENDS
 from open_autoglm.errors import EngineError, OpenAutoGLMError
 from open_autoglm.plugins.registry import PluginRegistry
-
-BACKENDS: Final = ("native", "torch", "onnx")
-"""In the order in which `auto` prefers them on a CPU."""
 
 WEIGHTS: Final = ("float32", "int8", "int4")
 DTYPES: Final = ("float32", "bfloat16")
