@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint types unit clean
+.PHONY: install demo test lint types unit sanitize clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,10 @@ types: install
 
 unit: install
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# The engine under the sanitizers and emulated on ARM, to be run where csrc/ was changed: see tests/native/test_cpp.py.
+sanitize: install
+	OPEN_AUTOGLM_SANITIZE=1 $(BIN)/python -m pytest tests/native/test_cpp.py
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis
