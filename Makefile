@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint types unit sanitize clean
+.PHONY: install demo test lint types unit sanitize thorough clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,10 @@ unit: install
 # The engine under the sanitizers and emulated on ARM, to be run where csrc/ was changed: see tests/native/test_cpp.py.
 sanitize: install
 	OPEN_AUTOGLM_SANITIZE=1 $(BIN)/python -m pytest tests/native/test_cpp.py
+
+# The suite with as many random cases as before a release.
+thorough: install
+	OPEN_AUTOGLM_THOROUGH=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .hypothesis
