@@ -33,7 +33,7 @@ unit: install
 sanitize: install
 	OPEN_AUTOGLM_SANITIZE=1 $(BIN)/python -m pytest tests/native/test_cpp.py
 
-# The suite with as many random cases as before a release.
+# The suite with the tests that take long, and with as many random cases as before a release.
 thorough: install
 	OPEN_AUTOGLM_THOROUGH=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 

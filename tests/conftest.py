@@ -47,6 +47,11 @@ _LONG = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first, so that no core waits for them at the end (with --no-loadscope-reorder)."""
+    if os.environ.get("OPEN_AUTOGLM_THOROUGH") != "1":
+        skip = pytest.mark.skip(reason="takes long: `make thorough` runs it")
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(skip)
     items.sort(key=lambda item: next((i for i, name in enumerate(_LONG) if item.nodeid.startswith(name)), len(_LONG)))
 
 

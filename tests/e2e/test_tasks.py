@@ -73,8 +73,8 @@ def questions(folder: Path) -> Path:
     ("make", "steps", "task", "metric"),
     [
         (reviews, 60, "classification", "accuracy"),
-        (essays, 60, "plain_text", "perplexity"),
-        (questions, 27, "question_answering", "f1"),
+        pytest.param(essays, 60, "plain_text", "perplexity", marks=pytest.mark.thorough),
+        pytest.param(questions, 27, "question_answering", "f1", marks=pytest.mark.thorough),
     ],
 )
 def test_a_build_for_each_kind_of_task(tmp_path: Path, make: object, steps: int, task: str, metric: str) -> None:
