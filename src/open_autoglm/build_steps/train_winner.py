@@ -26,6 +26,7 @@ from open_autoglm.search.plan import Plan
 from open_autoglm.search.space import Candidate
 from open_autoglm.storage import read_json, replacing, write_json
 from open_autoglm.train.curves import CURVE_FILE
+from open_autoglm.train.gradient_workers import workers_for
 from open_autoglm.train.settings import TrainingSettings
 from open_autoglm.train.trainer import Schedule, Trainer
 
@@ -43,13 +44,15 @@ def train_winner(packet: Packet, context: StageContext) -> Packet:
     use_threads(plan.threads)
     folder = context.folder / "train"
     _take_over(context.folder / found["folder"], folder)
+    model = work.make_model(candidate)
     trainer = Trainer(
-        work.make_model(candidate),
+        model,
         candidate.settings,
         work.make_source(candidate.settings),
         work.rung_valid,
         folder,
         events=True,
+        workers=workers_for(model, candidate.settings, plan.threads),
     )
     seconds = None if plan.train_seconds is None else _seconds_for_training(packet, time.monotonic() - started)
     _run_to_the_end(trainer, seconds, plan, found, context)

@@ -57,9 +57,11 @@ class PackedSequences:
 
     lengths: the token count of each sequence, in order; kept as `sequence_lengths`. Attention alone runs on a padded
     `[sequences, longest]` view; since padding comes after the tokens, the causal mask already hides it.
+    generator: draws what dropout leaves out of these sequences; PyTorch's own if not given.
     """
 
-    def __init__(self, lengths: Tensor) -> None:
+    def __init__(self, lengths: Tensor, generator: torch.Generator | None = None) -> None:
+        self.generator = generator
         longest = int(lengths.max())
         self.sequence_lengths = lengths
         self._shape = (len(lengths), longest)
@@ -114,6 +116,14 @@ class RMSNorm(nn.Module):
             return F.rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
         scaled = F.rms_norm(hidden.float(), self.weight.shape, None, self.epsilon)
         return self.weight * scaled.to(hidden.dtype)
+
+
+def drop(hidden: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """Dropout: a share of the values is 0, the others are larger by as much. generator: PyTorch's own if None."""
+    if share == 0 or generator is None:
+        return F.dropout(hidden, share, share > 0)
+    kept = torch.empty_like(hidden).bernoulli_(1 - share, generator=generator)
+    return hidden * kept.div_(1 - share)
 
 
 class SelfAttention(nn.Module):
@@ -199,9 +209,10 @@ class DecoderLayer(nn.Module):
         added = self.post_self_attn_layernorm(added)
         if places is not None:
             hidden = hidden.index_select(0, places)
-        hidden = hidden + F.dropout(added, self.dropout, self.training)
+        dropout, generator = self.dropout if self.training else 0.0, getattr(attention, "generator", None)
+        hidden = hidden + drop(added, dropout, generator)
         added = self.post_mlp_layernorm(self.mlp(self.post_attention_layernorm(hidden)))
-        return hidden + F.dropout(added, self.dropout, self.training)
+        return hidden + drop(added, dropout, generator)
 
 
 class Decoder(nn.Module):
@@ -259,7 +270,7 @@ class GlmForCausalLM(nn.Module):
         if self.prefix is not None:
             hidden, attention, moved = self.prefix(hidden, attention)
             places = moved if places is None else moved[places]
-        hidden = F.dropout(hidden, self.config.dropout, self.training)
+        hidden = drop(hidden, self.config.dropout if self.training else 0.0, getattr(attention, "generator", None))
         rotary = rotary_tables(attention.positions, getattr(attention, "lengths", None), self.config)
         layers = self.model.decoder_layers()
         for layer in layers:

@@ -26,11 +26,14 @@ def measure_flops_per_second(bench: Bench, candidate: Candidate, folder: Path, *
     """
     import torch
 
+    from open_autoglm.train.gradient_workers import workers_for
     from open_autoglm.train.trainer import Trainer
 
     torch.set_num_threads(threads)
     source = bench.make_source(candidate.settings)
-    trainer = Trainer(bench.make_model(candidate), candidate.settings, source, bench.valid, folder)
+    model = bench.make_model(candidate)
+    workers = workers_for(model, candidate.settings, threads)
+    trainer = Trainer(model, candidate.settings, source, bench.valid, folder, workers=workers)
     marks: list[tuple[float, int]] = []
     trainer.run_steps(_STEPS, lambda progress, _: marks.append((progress.seconds, progress.tokens)))
     rates = [(new_tokens - tokens) / (new - old) for (old, tokens), (new, new_tokens) in pairwise(marks[1:])]

@@ -158,6 +158,7 @@ def run_trial(
     """
     import torch
 
+    from open_autoglm.train.gradient_workers import workers_for
     from open_autoglm.train.trainer import Schedule, Trainer
 
     candidate = order.candidate
@@ -171,7 +172,12 @@ def run_trial(
     try:
         model = bench.make_model(candidate)
         trainer = Trainer(
-            model, candidate.settings, bench.make_source(candidate.settings), bench.valid, Path(order.folder)
+            model,
+            candidate.settings,
+            bench.make_source(candidate.settings),
+            bench.valid,
+            Path(order.folder),
+            workers=workers_for(model, candidate.settings, order.threads),
         )
         progress = trainer.progress
         for number in range(1, RUNGS + 1):

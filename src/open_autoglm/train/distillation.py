@@ -90,7 +90,7 @@ class Distillation:
         settings = self._settings
         targets = self._teacher(batch)
         with watched_layers(model, self._watched) as states:
-            hidden = model(batch.token_ids, PackedSequences(batch.lengths), batch.places)
+            hidden = model(batch.token_ids, PackedSequences(batch.lengths, batch.generator), batch.places)
         logits = model.logits(hidden).float()
         losses = (1 - settings.share) * F.cross_entropy(logits, batch.token_ids[batch.places + 1], reduction="none")
         if settings.share:

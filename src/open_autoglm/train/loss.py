@@ -25,7 +25,7 @@ class TrainingBatch:
 
     token_ids: int64[total]. lengths: int64[k]. places: int64[n], the tokens after which a token counts.
     weights: float32[n], what each of these counts; None when each counts one. chosen: int64[k], the sequences' indices
-    among the examples.
+    among the examples. generator: draws what dropout leaves out; PyTorch's own if None.
     """
 
     token_ids: Tensor
@@ -33,6 +33,7 @@ class TrainingBatch:
     places: Tensor
     weights: Tensor | None
     chosen: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    generator: torch.Generator | None = None
 
     @cached_property
     def weight(self) -> float:
@@ -46,11 +47,12 @@ def lay_out_batch(
     device: torch.device,
     *,
     prompt_weight: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> TrainingBatch:
     """The chosen examples as a batch.
 
     chosen: int64[k], indices. prompt_weight: what a token counts that is not to learn, beside one that is; the first
-    token of a sequence never counts, for nothing comes before it.
+    token of a sequence never counts, for nothing comes before it. generator: as `TrainingBatch` says.
     """
     token_ids, learn, lengths = examples.gather(chosen)
     follows = np.ones(len(token_ids), dtype=bool)
@@ -67,6 +69,7 @@ def lay_out_batch(
         torch.from_numpy(places).to(device),
         weights,
         np.asarray(chosen),
+        generator,
     )
 
 
@@ -94,7 +97,7 @@ def batch_loss(model: GlmForCausalLM, batch: TrainingBatch, *, label_smoothing: 
 
     The output matrix is applied only where a token is learnt, and so is the last layer's feed-forward block.
     """
-    hidden = model(batch.token_ids, PackedSequences(batch.lengths), batch.places)
+    hidden = model(batch.token_ids, PackedSequences(batch.lengths, batch.generator), batch.places)
     logits = model.logits(hidden).float()
     targets = batch.token_ids[batch.places + 1]
     if batch.weights is None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -21,9 +23,11 @@ from open_autoglm.train.batches import plan_epoch, split_batch
 from open_autoglm.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from open_autoglm.train.curves import CurveWriter
 from open_autoglm.train.divergence import MOST_RESTARTS, DivergenceWatch, explain_bad_batch
+from open_autoglm.train.gradient_workers import GradientWorkers
 from open_autoglm.train.loss import (
     CrossEntropy,
     Objective,
+    TrainingBatch,
     answer_loss,
     bf16_is_fast,
     lay_out_batch,
@@ -46,6 +50,7 @@ __all__ = [
 ]
 
 _STEP_SEED_STRIDE: Final = 1_000_003
+_PART_SEED_STRIDE: Final = 1 << 40
 _LOG_EVERY: Final = 10
 
 
@@ -111,6 +116,8 @@ class Trainer:
     never stopped, since the order of samples and the dropout masks depend on seed, epoch and step alone. The weights
     with the lowest validation loss are in `best.safetensors`, the curves in `curve.jsonl`.
     events: write TensorBoard's event files too. objective: cross-entropy if not given; the validation loss always is.
+    workers: threads that compute a batch together, each a part: see `workers_for`. The parts are added up in their
+    order, so that the same number of workers gives the same bits.
     """
 
     def __init__(
@@ -123,12 +130,15 @@ class Trainer:
         *,
         events: bool = False,
         objective: Objective | None = None,
+        workers: int = 1,
     ) -> None:
         self.objective = objective or CrossEntropy(settings.label_smoothing)
         self.model, self.settings, self.source, self.valid, self.folder = model, settings, source, valid, folder
         self.checkpoint_path = folder / "checkpoint.safetensors"
         self.best_path = folder / "best.safetensors"
         self.optimizer = Optimizer(model, settings)
+        self.workers = GradientWorkers(self.optimizer.parameters, workers) if workers > 1 else None
+        self._parts = workers * settings.accumulation_steps
         self.average = WeightAverage(model, settings.ema_decay) if settings.ema_decay > 0 else None
         self.progress = Progress()
         self._current: tuple[int, TokenizedExamples, list[np.ndarray]] | None = None
@@ -215,6 +225,10 @@ class Trainer:
         return load_checkpoint(self.checkpoint_path, self.model, optimizer=self.optimizer, average=self.average)
 
     def _advance(self, end: int, schedule: Schedule, on_step: ProgressCallback | None, *, write: bool) -> None:
+        with nullcontext() if self.workers is None else self.workers.started():
+            self._take_steps(end, schedule, on_step, write=write)
+
+    def _take_steps(self, end: int, schedule: Schedule, on_step: ProgressCallback | None, *, write: bool) -> None:
         progress = self.progress
         watch = DivergenceWatch(progress)
         started, before = time.monotonic(), progress.seconds
@@ -263,24 +277,40 @@ class Trainer:
             total_steps=schedule.total_steps,
             schedule=settings.schedule,
         )
-        torch.manual_seed(settings.seed * _STEP_SEED_STRIDE + self.progress.step)
+        seed = settings.seed * _STEP_SEED_STRIDE + self.progress.step
+        torch.manual_seed(seed)
         batches = [
-            lay_out_batch(examples, part, self._device, prompt_weight=settings.prompt_loss_weight)
-            for part in split_batch(examples.lengths, chosen, settings.accumulation_steps)
+            lay_out_batch(
+                examples,
+                part,
+                self._device,
+                prompt_weight=settings.prompt_loss_weight,
+                generator=None
+                if self.workers is None
+                else torch.Generator().manual_seed(seed + place * _PART_SEED_STRIDE),
+            )
+            for place, part in enumerate(split_batch(examples.lengths, chosen, self._parts))
         ]
         weight = max(sum(batch.weight for batch in batches), 1e-9)
-        value = 0.0
-        for batch in batches:
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-                loss = self.objective(self.model, batch) / weight
-            loss.backward()
-            value += float(loss.detach())
+        losses = [partial(self._loss, batch, weight) for batch in batches]
+        if self.workers is not None:
+            value = self.workers.backward(losses)
+        else:
+            value = 0.0
+            for loss in losses:
+                part = loss()
+                part.backward()
+                value += float(part.detach())
         norm = float(torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, settings.gradient_clip))
         if (trouble := watch.see(value, norm)) is not None:
             raise _DivergedError(trouble)
         self.optimizer.step(rate)
         self.optimizer.zero_grad()
         return _Step(value, norm, rate, sum(len(batch.token_ids) for batch in batches))
+
+    def _loss(self, batch: TrainingBatch, weight: float) -> torch.Tensor:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            return self.objective(self.model, batch) / weight
 
     def _go_back(self, reason: str, *, in_validation: bool) -> None:
         """Return to the last checkpoint with half the learning rate. Raises TrainingError when that is no use."""
