@@ -20,11 +20,12 @@ from tests.train.small import make_examples, make_model, weights_of
 def train(folder: Path, workers: int, *, stops: tuple[int, ...] = (), dropout: float = 0.0) -> dict[str, Tensor]:
     settings = TrainingSettings(tokens_per_batch=120, warmup_steps=5, seed=3, dropout=dropout)
     schedule = Schedule(total_steps=20, decay_from=10, evaluate_every=10, checkpoint_every=5)
+    model = make_model(dropout)
     for stop in (*stops, 20):
         model, examples = make_model(dropout), make_examples()
         trainer = Trainer(model, settings, FixedExamples(examples), examples, folder, workers=workers)
         trainer.run(schedule, until=stop)
-    return weights_of(trainer.model)
+    return weights_of(model)
 
 
 def test_parts_of_a_batch_have_the_gradient_of_the_whole(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -133,7 +134,7 @@ class _Trials:
         self._work, self._space, self._folder, self._context = work, space, folder, context
         self._bench = TrialBench(work)
         self._executor: Executor | None = None
-        self._measured: tuple[int, float] | None = None
+        self._rates: dict[int, float] = {}
 
     def plan(self, spent: float) -> Plan:
         """The plan of this run: read back if it was made before, so that a continued build keeps it."""
@@ -217,7 +218,8 @@ class _Trials:
         threads, rate = self._speed()
         parallel, each = self._parallel(budget, rate)
         spent = float(work.summary["seconds"]) + spent + time.monotonic() - started
-        plan = plan_by_time(
+        divide = partial(
+            plan_by_time,
             budget=budget,
             elapsed=spent,
             flops_per_second=rate,
@@ -225,9 +227,11 @@ class _Trials:
             epoch_flops=per_token * work.summary["tokens"],
             trials=work.settings["trials"],
             threads=threads,
-            parallel=parallel,
-            parallel_flops_per_second=each,
         )
+        plan = divide(parallel=parallel, parallel_flops_per_second=each)
+        if parallel > 1 and plan.trials == 1 and work.settings.get("parallel_trials") is None:
+            self.close()
+            plan = divide()  # one trial has all threads
         show_plan(plan, budget=budget, spent=spent, gflops=rate / 1e9)
         return plan
 
@@ -236,14 +240,13 @@ class _Trials:
 
     def _speed(self) -> tuple[int, float]:
         """The number of threads with which the first candidate is trained fastest, and how fast that is."""
-        if self._measured is None:
+        if not self._rates:
             folder, default = self._folder / "speed", self._default()
-            rates = {
+            self._rates = {
                 threads: measure_flops_per_second(self._bench, default, folder, threads=threads)
                 for threads in sorted({1, usable_cores()})
             }
-            self._measured = max(rates.items(), key=lambda item: item[1])
-        return self._measured
+        return max(self._rates.items(), key=lambda item: item[1])
 
     def _training_flops(self) -> float:
         """About what training the winner may compute."""
@@ -260,6 +263,8 @@ class _Trials:
         if kind == "inline" or asked == 1 or (asked is None and (cores < 2 or budget < _LEAST_PARALLEL_BUDGET)):
             return 1, rate
         count = asked or cores
+        if asked is None and count * self._rates[1] < _PARALLEL_GAIN * rate:
+            return 1, rate  # processes can be no faster than that: not worth starting them to measure
         if kind == "ray":
             return count, rate
         processes = self._processes(count, 1)
