@@ -44,6 +44,25 @@ def test_every_answer_of_a_task_is_valid_and_in_order(llm: LLM) -> None:
     assert llm.chat([{"role": "user", "content": [{"type": "text", "text": LINES[1]}]}]) == again
 
 
+def test_many_conversations_do_not_hold_all_their_guides_at_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_work: list[int] = []
+    with LLM(bundle, max_sequences=8) as llm:
+        compile_guide = llm.compile_guide
+
+        def counting(*arguments: Any) -> Any:
+            stats = llm._engine.stats
+            in_work.append(stats.num_waiting + stats.num_running)
+            return compile_guide(*arguments)
+
+        lines = [f"{LINES[number % len(LINES)]} {number}" for number in range(100)]
+        alone = [llm.chat(line, max_tokens=8).text for line in lines[:3]]
+        monkeypatch.setattr(llm, "compile_guide", counting)
+        answers = llm.chat(lines, max_tokens=8)
+    assert [answer.text for answer in answers[:3]] == alone
+    assert len(in_work) == len(answers) == 100
+    assert 0 < max(in_work) < 2 * 8
+
+
 def test_prompts_are_the_templates_and_begin_the_answer(llm: LLM, tokenizer: Tokenizer) -> None:
     messages = [
         {"role": "system", "content": "be brief"},

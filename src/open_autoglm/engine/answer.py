@@ -28,7 +28,8 @@ class Answer:
         self, request: Request, vocabulary: Vocabulary | None, stop_token_ids: frozenset[int], max_tokens: int
     ) -> None:
         params, prompt = request.params, request.prompt_token_ids
-        self.request, self.guide, self._id = request, request.guide, request.id
+        self.request, self._id = request, request.id
+        self.guide = request.guide if request.make_guide is None else request.make_guide()
         self.sequence = Sequence(request.id, list(prompt), request.priority)
         self.sampler = SamplerState.start(params, prompt)
         self._detokenizer: Detokenizer | None = None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ Runner = Callable[[Rows[Request]], list[Completion]]
 """Answers requests by an engine that a thread runs, as `complete_all` does."""
 
 _TREES_KEPT: Final = 8
+_AHEAD: Final = 2
+"""How many times the requests of one step are in work or waiting when `complete_all` has more: guides need memory."""
 
 
 class Engine:
@@ -94,6 +97,7 @@ class Engine:
         self._answers: dict[str, Answer] = {}
         self._measurements: dict[str, Measurement] = {}
         self._tree_of = functools.lru_cache(_TREES_KEPT)(TokenTree.of)  # a classifier scores the same labels each time
+        self._max_sequences = max_sequences
         self._num_steps = 0
         self._num_scheduled = 0
         self._turn = threading.Lock()
@@ -238,8 +242,14 @@ class Engine:
         completions: dict[str, Completion] = {}
         try:
             for request in requests:
-                self.add_request(request)
-            while self.has_unfinished:
+                self.check_request(request)
+            room = _AHEAD * self._max_sequences
+            coming = iter(sorted(requests, key=lambda request: request.priority))
+            while True:
+                for request in itertools.islice(coming, max(0, room - len(self._answers) - len(self._measurements))):
+                    self.add_request(request)
+                if not self.has_unfinished:
+                    break
                 for delta in self.step():
                     if delta.completion is not None:
                         completions[delta.request_id] = delta.completion

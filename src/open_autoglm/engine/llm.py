@@ -9,7 +9,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack, overload
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -46,6 +46,10 @@ from open_autoglm.task import Task, TaskKind
 if TYPE_CHECKING:
     from open_autoglm.engine.backends import Backend
     from open_autoglm.models.glm import GlmForCausalLM
+
+
+_GUIDES_AT_ONCE: Final = 64
+"""Conversations of one call whose guides are all compiled before the first is answered."""
 
 
 class LLM:
@@ -318,7 +322,12 @@ class LLM:
                     )
                 requests.append(
                     self.chat_request(
-                        conversation, params, guide or default, tools=given, chat_template_kwargs=chat_template_kwargs
+                        conversation,
+                        params,
+                        guide or default,
+                        tools=given,
+                        chat_template_kwargs=chat_template_kwargs,
+                        deferred=len(conversations) > _GUIDES_AT_ONCE,
                     )
                 )
             except RequestError as error:
@@ -337,12 +346,14 @@ class LLM:
         *,
         tools: Sequence[Tool | Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        deferred: bool = False,
     ) -> Request:
         """The engine's request for the assistant's next turn. Compiles the guide: keep it off an event loop.
 
         guide: a specification, one that is compiled already, the task's own, or none. A model of plain text knows no
         turns: it continues the last user message. tools: those of the task if None. The answer is left open for a call
-        where there are tools; `reader` takes it apart.
+        where there are tools; `reader` takes it apart. deferred: compile the task's own guide when the engine takes the
+        request in, for many at once.
         Raises RequestError, before the engine holds anything for the request.
         """
         conversation = to_messages(messages)
@@ -350,15 +361,19 @@ class LLM:
         offered = to_tools(tools if tools is not None or self.task is None else read_tools(self.task.tools))
         text = input_text(conversation)
         self._prompts.check_length(conversation, offered)
-        compiled = guide if guide is None or isinstance(guide, Guide) else self.compile_guide(guide, text)
+        compiled, make_guide = None, None
+        if deferred and guide == "task":
+            make_guide = functools.partial(self.compile_guide, guide, text)
+        elif guide is not None:
+            compiled = guide if isinstance(guide, Guide) else self.compile_guide(guide, text)
         may_call = bool(offered) or (self.task is not None and self.task.kind is TaskKind.TOOL_CALLS)
-        open_answer = compiled is not None or (self._loaded.is_bundle and not may_call)
+        open_answer = guide is not None or (self._loaded.is_bundle and not may_call)
         chat_format, parser = self.chat_format, None
         if self.task is not None and self.task.kind is TaskKind.PLAIN_TEXT:
             prompt = self._prompts.of_text(text, "messages")
         else:
             prompt = self._prompts.of_chat(conversation, offered, options, open_answer=open_answer)
-            if compiled is None:
+            if guide is None:
                 parser = functools.partial(
                     chat_format.parser, offered, options, open_answer=open_answer, tokens=self._has_tag_tokens
                 )
@@ -367,6 +382,7 @@ class LLM:
             prompt_token_ids=tuple(prompt),
             params=params,
             guide=compiled,
+            make_guide=make_guide,
             drop_prefix="" if open_answer else chat_format.answer_prefix,
             new_parser=parser,
         )

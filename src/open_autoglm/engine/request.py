@@ -104,6 +104,7 @@ class Request:
     """One prompt to complete, or to measure.
 
     priority: a lower number goes first. guide: what the answer must look like; used up by this request.
+    make_guide: makes it when the engine takes the request in, since each takes half a megabyte.
     drop_prefix: a string that the answer may begin with and that is not part of it.
     stop_switches: tokens after which stop strings are looked for (true) or not. stops_at_first: whether they are before
     the first of these.
@@ -119,6 +120,7 @@ class Request:
     guide: Guide | None = None
     priority: int = 0
     drop_prefix: str = ""
+    make_guide: Callable[[], Guide] | None = field(default=None, compare=False)
     new_parser: Callable[[], AnswerParser] | None = field(default=None, compare=False)
     stop_switches: Mapping[int, bool] = field(default_factory=dict[int, bool])
     stops_at_first: bool = True
