@@ -77,7 +77,7 @@ def _round(server: Running, seed: int, examples: int) -> dict[str, Any]:
         for number, kind in enumerate(fuzzer.kinds):
             try:
                 fuzzer.ask(kind, examples, seed=1000 * seed + number)
-            except Exception as error:  # noqa: BLE001 - told with the results; other operations go on
+            except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - told with the results; other operations go on
                 faults.append("".join(traceback.format_exception(error))[-6000:])
     server.wait_until_idle()
     record = {

@@ -105,6 +105,7 @@ def test_a_stop_string_ends_the_text_before_it(llm: LLM) -> None:
         (lambda llm: llm.chat([{"role": "robot", "content": "x"}]), "messages[0].role"),
         (lambda llm: llm.chat([{"role": "user"}]), "messages[0].content"),
         (lambda llm: llm.chat([{"role": "user", "content": "x", "tool_calls": []}]), "messages[0].tool_calls"),
+        (lambda llm: llm.chat([{"role": "assistant", "content": "x", "tool_calls": False}]), "messages[0].tool_calls"),
         (lambda llm: llm.chat([{"role": "user", "content": [{"type": "image_url"}]}]), "messages[0].content"),
         (lambda llm: llm.chat("\ud800"), "messages"),
         (lambda llm: llm.chat("x" * 100_000), "messages"),

@@ -64,6 +64,8 @@ def _read(item: Mapping[str, Any], place: str) -> Message:
         raise RequestError(f"{place}.{unknown[0]} is not supported", f"{place}.{unknown[0]}")
     values = dict(item)
     calls = item.get("tool_calls")
+    if calls is not None and not isinstance(calls, list):
+        raise RequestError(f"{place}.tool_calls must be a list of calls", f"{place}.tool_calls")
     for field in ("content", "metadata", "reasoning_content", "tool_call_id"):
         if field in item or field == "content":
             value = _joined(item.get(field), f"{place}.{field}")
