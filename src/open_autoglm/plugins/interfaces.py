@@ -126,7 +126,7 @@ class ProtocolPlugin(Protocol):
     """Adds a way to talk to the server."""
 
     def mount(self, app: Any) -> None:
-        """Add routes to the server's FastAPI application."""
+        """Add routes to the server's Starlette application."""
         ...
 
 

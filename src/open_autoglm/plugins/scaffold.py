@@ -246,17 +246,19 @@ class CLASS:
     """Adds a route."""
 
     def mount(self, app):
-        """Add GET /plugins/NAME to a FastAPI application."""
+        """Add GET /plugins/NAME to a Starlette application."""
+        from starlette.responses import JSONResponse
 
-        @app.get("/plugins/NAME")
-        def show():
-            return {"plugin": "NAME"}
+        async def show(request):
+            return JSONResponse({"plugin": "NAME"})
+
+        app.add_route("/plugins/NAME", show)
 ''',
         """
 def test_the_route_is_there():
-    from fastapi import FastAPI
+    from starlette.applications import Starlette
 
-    app = FastAPI()
+    app = Starlette()
     CLASS().mount(app)
     assert app.url_path_for("show") == "/plugins/NAME"
 """,

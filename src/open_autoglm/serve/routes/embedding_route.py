@@ -9,9 +9,9 @@ import sys
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal
 
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field, StrictBool, StrictStr
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from open_autoglm.engine.orders import Embeddings, EmbedOrder
 from open_autoglm.serve.json_body import read_json_object

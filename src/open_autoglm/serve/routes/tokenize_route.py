@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Self
 
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, PrivateAttr, StrictBool, StrictStr, WithJsonSchema
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from open_autoglm.engine.orders import DetokenizeOrder, Reply, Text, TokenizeOrder, Tokens
 from open_autoglm.errors import RequestError
