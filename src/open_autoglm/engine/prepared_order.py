@@ -42,9 +42,10 @@ class PreparedOrder:
 class _Draft:
     """What is new in one choice."""
 
-    __slots__ = ("calls", "completion", "num_tokens", "reasoning", "scores", "texts")
+    __slots__ = ("calls", "completion", "num_tokens", "reasoning", "scores", "texts", "unread")
 
     def __init__(self) -> None:
+        self.unread: list[Delta] = []
         self.texts: list[str] = []
         self.num_tokens = 0
         self.scores: list[TokenLogprob] = []
@@ -79,20 +80,38 @@ class PieceBuffer:
         reader = self._readers.get(name) if self._readers else None
         if reader is None:
             draft.texts.append(delta.text)
-            return
-        reading = reader.read(delta)
-        draft.texts.append(reading.text)
-        draft.reasoning += reading.reasoning
-        draft.calls += reading.calls
-        draft.scores += reading.scores
+        elif reader.may_wait(delta):
+            draft.unread.append(delta)
+        else:
+            self._read_waiting(reader, draft)
+            self._read(reader, draft, delta)
 
     def take(self) -> list[Piece]:
         """What was added since the last time."""
         drafts, self._drafts, self.num_deltas = self._drafts, {}, 0
         return [self._piece(name, draft) for name, draft in drafts.items()]
 
+    def _read_waiting(self, reader: PieceReader, draft: _Draft) -> None:
+        """Read the deltas that wait as one."""
+        waiting, draft.unread = draft.unread, []
+        if len(waiting) == 1:
+            self._read(reader, draft, waiting[0])
+        elif waiting:
+            token_ids = tuple([token_id for delta in waiting for token_id in delta.token_ids])
+            text = "".join([delta.text for delta in waiting])
+            self._read(reader, draft, Delta(waiting[0].request_id, text, token_ids, ()))
+
+    def _read(self, reader: PieceReader, draft: _Draft, delta: Delta) -> None:
+        reading = reader.read(delta)
+        draft.texts.append(reading.text)
+        draft.reasoning += reading.reasoning
+        draft.calls += reading.calls
+        draft.scores += reading.scores
+
     def _piece(self, name: str, draft: _Draft) -> Piece:
         completion, reader = draft.completion, self._readers.get(name)
+        if reader is not None:
+            self._read_waiting(reader, draft)
         reason = usage = times = None
         if completion is not None:
             reason = completion.finish_reason
