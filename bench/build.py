@@ -1,46 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good is what a build makes in a given time? Builds on a data set and writes the figures to bench/results.
+"""How good is what a build makes in a given time? Builds on a data set, once for each seed, and sums up all results.
 
-python bench/build.py examples/snips --budget 15m --seed 0
+python bench/build.py examples/snips --budget 15m --seeds 0 1 2
+python bench/build.py --summary
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import statistics
 import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import open_autoglm
 from open_autoglm.search.leaderboard import Leaderboard
 from open_autoglm.storage import write_json
 from open_autoglm.targets import resolve_target
+from plots import plot_bars
 
 RESULTS = Path(__file__).parent / "results"
+AIMS = {
+    "snips": {"test_exact_match": 0.87, "test_intent_accuracy": 0.985, "test_slot_f1": 0.94},
+    "banking77": {"test_accuracy": 0.912},
+    "chnsenticorp": {"test_accuracy": 0.929},
+}
+"""What we want of fifteen minutes on two cores."""
 
 
 def main() -> None:
-    """Build once and write one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
+    """Build, write one JSON file for each build, and the summary of all that are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--budget", default="15m")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--name", help="of the result; from the data by default")
+    parser.add_argument("--summary", action="store_true", help="build nothing, sum up the results that are there")
     arguments = parser.parse_args()
-    name = arguments.name or (arguments.data.name if arguments.data.is_dir() else arguments.data.stem)
+    if (arguments.data is None) != arguments.summary:
+        parser.error("give a data set, or --summary")
+    if arguments.data is not None:
+        name = arguments.name or (arguments.data.name if arguments.data.is_dir() else arguments.data.stem)
+        for seed in arguments.seeds:
+            build_once(arguments.data, name, arguments.budget, seed)
+    summary = sum_up()
+    write_json(RESULTS / "build.json", summary)
+    for row in summary["data_sets"]:
+        print(json.dumps(row))
+    draw(summary)
+
+
+def build_once(data: Path, name: str, budget: str, seed: int) -> None:
+    """One build in a folder of its own, which is removed; what it found is kept."""
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        result = open_autoglm.build(
-            arguments.data, out=Path(folder) / name, budget=arguments.budget, seed=arguments.seed
-        )
+        result = open_autoglm.build(data, out=Path(folder) / name, budget=budget, seed=seed)
         seconds = time.monotonic() - started
         board = Leaderboard.load(result.leaderboard)
         manifest = json.loads((result.bundle / "bundle.json").read_text(encoding="utf-8"))
     record = {
-        "command": f"python bench/build.py {arguments.data} --budget {arguments.budget} --seed {arguments.seed}",
+        "command": f"python bench/build.py {data} --budget {budget} --seeds {seed}",
+        "load_average_before": round(load, 2),
+        "name": name,
+        "budget": budget,
+        "seed": seed,
         "seconds": round(seconds, 1),
         "task": result.task,
         "metrics": result.metrics,
@@ -51,9 +80,57 @@ def main() -> None:
         "machine": {**resolve_target().to_dict(), "python": platform.python_version()},
         "versions": manifest["lineage"]["versions"],
     }
-    path = RESULTS / f"build_{name}_{arguments.budget}_seed{arguments.seed}.json"
+    path = RESULTS / f"build_{name}_{budget}_seed{seed}.json"
     write_json(path, record)
     print(json.dumps({"written": str(path), "metrics": result.metrics, "seconds": record["seconds"]}))
+
+
+def sum_up() -> dict[str, Any]:
+    """Each metric on test over the seeds: median, least, most, its aim, and the best baseline on valid."""
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(RESULTS.glob("build_*_seed*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        runs.setdefault((record["name"], record["budget"]), []).append(record)
+    rows: list[dict[str, Any]] = []
+    for (name, budget), records in sorted(runs.items()):
+        aims = AIMS.get(name, {}) if budget == "15m" else {}
+        metrics: dict[str, Any] = {}
+        for key in records[0]["metrics"]:
+            values = [record["metrics"][key] for record in records if key in record["metrics"]]
+            if key.startswith("test_"):
+                metrics[key] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+        for key, aim in aims.items():
+            if key in metrics:
+                metrics[key]["aim"] = aim
+        baselines = [row for row in records[0]["leaderboard"] if row["kind"] == "baseline"]
+        best = max(baselines, key=lambda row: row["score"] or 0.0, default=None)
+        rows.append(
+            {
+                "name": name,
+                "budget": budget,
+                "seeds": [record["seed"] for record in records],
+                "seconds": [record["seconds"] for record in records],
+                "load_average_before": [record["load_average_before"] for record in records],
+                "metrics": metrics,
+                "best_baseline": None if best is None else {"name": best["name"], "valid": best["score"]},
+            }
+        )
+    return {"command": "python bench/build.py --summary", "data_sets": rows}
+
+
+def draw(summary: dict[str, Any]) -> None:
+    """What was reached beside what we want, one group of bars for each metric that has an aim."""
+    groups, reached, wanted = [], [], []
+    for row in summary["data_sets"]:
+        for key, values in row["metrics"].items():
+            if "aim" in values:
+                groups.append(f"{row['name']}\n{key.removeprefix('test_')}")
+                reached.append(100 * values["median"])
+                wanted.append(100 * values["aim"])
+    if groups:
+        title = "What a build of 15 minutes reaches on test, median of its seeds"
+        series = {"reached": reached, "aim": wanted}
+        plot_bars(groups, series, title=title, unit="%", path=RESULTS / "build.png")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import open_autoglm
-from open_autoglm.targets import resolve_target
+from open_autoglm.targets import last_level_cache, resolve_target
 
 _SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "machine_limits.cpp"
-_CACHE_SIZE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 _BUFFER_BYTES = 512 << 20
 
 RATE_OF_WEIGHTS = {"int4": "int4_gops", "int8": "int8_gops", "bfloat16": "bf16_gops", "float32": "f32_gops"}
@@ -49,16 +48,6 @@ def command_line() -> str:
         elif word != "--json":
             words.append(Path(word).name if "/" in word else word)
     return " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *words])
-
-
-def last_level_cache() -> int | None:
-    """Bytes of the cache that all cores share, where the system tells."""
-    try:
-        text = _CACHE_SIZE.read_text().strip()
-    except OSError:
-        return None
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    return int(text[:-1]) * units[text[-1]] if text[-1:] in units else None
 
 
 def pin_to(threads: int) -> None:

@@ -4,21 +4,25 @@
 python bench/quantize_memory.py --layers 40 --folder DIR
 
 Writes a checkpoint of GLM-4-9B's shape with random bfloat16 weights into DIR (18 GB with all 40 layers), quantises it
-with GPTQ, and writes the peak memory and the seconds per layer to bench/results/quantize_memory.json. With fewer layers
-the peak is the same, since one layer is in memory at a time; the time of the whole is then extrapolated, which the
-record says.
+with GPTQ, and writes the peak memory and the seconds per layer to bench/results/quantize_memory.json.
+
+In parts: with `--minutes 30` it stops after the last layer that ends before that, says so, exits with 3, and the same
+command goes on there; the record then has the highest peak of all parts. With fewer layers (`--layers 1`) the tables,
+the calibration and each layer are as large as in the whole model, so the peak is the same but for what the file cache
+maps; the time of the whole is extrapolated, and the record has from how many layers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
+import statistics
 import struct
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +36,7 @@ from open_autoglm.models.tensor_names import tensor_shapes
 from open_autoglm.storage import write_json
 
 _LAYERS = 40
+_UNFINISHED = 3
 _BLOCK = 1 << 22
 
 
@@ -80,52 +85,99 @@ def write_random(config: ModelConfig, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config.to_hf(), "dtype": "bfloat16"}))
 
 
+class _PartDone(Exception):  # noqa: N818 - not an error
+    """The time of this part is over; the layers so far are kept."""
+
+
 def main() -> None:
-    """Write, quantise, measure."""
+    """Write, quantise, measure; or a part of it."""
+    arguments = parse()
+    if arguments.folder is None and arguments.minutes is not None:
+        raise SystemExit("--minutes needs --folder, where the next part finds what this one leaves")
+    with tempfile.TemporaryDirectory() as temporary:
+        base = arguments.folder or Path(temporary)
+        work = base / f"quantize-9b-{arguments.layers}-{arguments.method}-{arguments.samples}x{arguments.length}"
+        try:
+            record = quantise(arguments, work)
+        except _PartDone as part:
+            print(f"{part}; the same command goes on there")
+            raise SystemExit(_UNFINISHED) from None
+        shutil.rmtree(work)
+    write_json(RESULTS / "quantize_memory.json", record)
+    print(json.dumps(record))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=_LAYERS)
-    parser.add_argument("--folder", type=Path, help="where the checkpoints are written; deleted afterwards")
+    parser.add_argument("--folder", type=Path, help="where the checkpoints are written; deleted after the last part")
+    parser.add_argument("--minutes", type=float, help="of this part; all of it if not given")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--method", choices=("rtn", "gptq", "awq"), default="gptq")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def quantise(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """The record of the whole. Raises _PartDone when the time of a part is over before."""
+    began = time.monotonic()
     config = shape(arguments.layers)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
-        source, out = Path(temporary) / "float", Path(temporary) / "out"
+    source, out, peaks_file = work / "float", work / "out", work / "peaks.json"
+    # Its configuration is written last, so a checkpoint that has one is whole.
+    if not (source / "config.json").is_file():
         write_random(config, source)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        total = arguments.samples * arguments.length
-        ids = np.random.default_rng(1).integers(0, config.vocab_size, total).astype(np.int32)
-        lengths = np.full(arguments.samples, arguments.length)
-        started = time.monotonic()
-        outcome = quantize_checkpoint(
-            source,
-            out,
-            QuantizationSettings(method=arguments.method, group_size=128, layout="awq"),
-            Calibration(ids, lengths, "random tokens"),
-            on_progress=lambda done, count: print(
-                f"{done} of {count}, {time.monotonic() - started:.0f} s, "
-                f"{resident_bytes(field='VmHWM') / 1e9:.2f} GB at most",
-                flush=True,
-            ),
+    peaks = json.loads(peaks_file.read_text()) if peaks_file.is_file() else []
+    before = resident_bytes(field="VmHWM")
+    total = arguments.samples * arguments.length
+    ids = np.random.default_rng(1).integers(0, config.vocab_size, total).astype(np.int32)
+    lengths = np.full(arguments.samples, arguments.length)
+    layer_began, longest = time.monotonic(), 0.0
+    first: int | None = None
+
+    def tick(done: int, count: int) -> None:
+        nonlocal layer_began, longest, first
+        now = time.monotonic()
+        print(
+            f"{done} of {count}, {now - began:.0f} s, {resident_bytes(field='VmHWM') / 1e9:.2f} GB at most", flush=True
         )
-        seconds = outcome.report["layer_seconds"]
-        record = {
-            "command": command_line(),
-            "layers": arguments.layers,
-            "layers_of_the_model": _LAYERS,
-            "calibration_tokens": total,
-            "peak_memory": outcome.report["peak_memory"],
-            "peak_before_quantising": before,
-            "seconds_per_layer": seconds,
-            "seconds_extrapolated_to_all_layers": round(_LAYERS * sum(seconds) / len(seconds)),
-            "size": outcome.report["size"],
-            "source_size": outcome.report["source_size"],
-            "machine": describe_machine(),
-        }
-        shutil.rmtree(out)
-    write_json(RESULTS / "quantize_memory.json", record)
-    print(json.dumps(record))
+        layer, place = divmod(done, count // arguments.layers)
+        first = layer if first is None else first
+        if place != 1 or layer == first:
+            return
+        # The first matrix of a layer is done: the layers before it are on the disk, one of them by this part.
+        longest, layer_began = max(longest, now - layer_began), now
+        if arguments.minutes is not None and now - began + longest > 60 * arguments.minutes:
+            write_json(peaks_file, [*peaks, resident_bytes(field="VmHWM")])
+            raise _PartDone(f"{layer} of {arguments.layers} layers are done")
+
+    outcome = quantize_checkpoint(
+        source,
+        out,
+        QuantizationSettings(method=arguments.method, group_size=128, layout="awq"),
+        Calibration(ids, lengths, "random tokens"),
+        on_progress=tick,
+    )
+    report = outcome.report
+    seconds = report["layer_seconds"]
+    beside = report["seconds"] - sum(seconds[report["resumed_at_layer"] :])
+    return {
+        "command": command_line(),
+        "layers": arguments.layers,
+        "layers_of_the_model": _LAYERS,
+        "parts": len(peaks) + 1,
+        "calibration_tokens": total,
+        "peak_memory": max(report["peak_memory"], *peaks, 0),
+        "peak_before_quantising": before,
+        "seconds_per_layer": seconds,
+        "seconds_beside_layers": round(beside, 1),
+        "seconds_extrapolated_to_all_layers": round(beside + _LAYERS * statistics.median(seconds)),
+        "extrapolated_from_layers": len(seconds),
+        "not_in_it": "copying the other layers' packed weights into the last files, if layers were left out",
+        "size": report["size"],
+        "source_size": report["source_size"],
+        "machine": describe_machine(),
+    }
 
 
 if __name__ == "__main__":

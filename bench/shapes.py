@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two GLM shapes that benchmarks run, and what one step of them has to read and compute.
+"""The GLM shapes that benchmarks run, and what one step of them has to read and compute.
 
 Weights are random: speed depends on the shape alone.
 """
@@ -81,6 +81,10 @@ SHAPES = {
     "edge-1.5b": Shape(2048, 28, 6144, 16, 4, 128, 59264),
     # What the builder finds for a narrow task: 19 million parameters.
     "built-19m": Shape(384, 8, 1024, 6, 2, 64, 8192),
+    # Between the two, larger than a cache: efficiencies of `planning` are taken on it.
+    "edge-150m": Shape(1024, 12, 3072, 16, 4, 64, 16384),
+    # A smaller one that no efficiency was taken on, to check plans with.
+    "edge-75m": Shape(768, 10, 2304, 12, 2, 64, 16384),
     # For trying the benchmarks themselves in seconds; its figures mean nothing.
     "tiny": Shape(64, 2, 128, 4, 2, 16, 512),
 }

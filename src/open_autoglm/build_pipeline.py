@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,9 +21,11 @@ from open_autoglm.models.adapter_settings import AdapterSettings
 from open_autoglm.models.adapter_targets import find_targets
 from open_autoglm.models.weights import open_weights
 from open_autoglm.pipeline import Packet, PipelineSpecification, RetrySpecification, StageSpecification, run_pipeline
+from open_autoglm.pipeline.yaml_writing import write_pipeline
+from open_autoglm.plugins.registry import PluginRegistry
 from open_autoglm.spelling import did_you_mean
 from open_autoglm.storage import FolderLock, sha256_of_file
-from open_autoglm.targets import KNOWN_TARGETS, HardwareConstraint
+from open_autoglm.targets import KNOWN_TARGETS, HardwareConstraint, resolve_target
 from open_autoglm.task import TaskKind
 
 STEPS: Final[dict[str, str]] = {
@@ -44,7 +46,7 @@ _LIMIT_FACTOR: Final = 3.0
 _LIMIT_EXTRA_SECONDS: Final = 1800.0
 _LATER_SETTINGS: Final = (
     *("mask_pii", "remove_near_duplicates", "metric", "space", "hardware_constraint", "executor", "parallel_trials"),
-    *("adapter", "license"),
+    *("adapter", "license", "target_profile", "sampler"),
 )
 """Settings that are written down only where they are given, so that a run of an older version goes on."""
 
@@ -81,7 +83,8 @@ class BuildSettings:
     `ChosenMetric.to_dict` has it. space: a file that changes what is searched. hardware_constraint: bounds that the
     model must keep to. executor, parallel_trials: where trials run, and how many at a time; chosen if None.
     adapter: fine-tune by an adapter on the frozen `base`. tolerance: what smaller
-    weights may cost. license: of the model, an SPDX expression.
+    weights may cost. license: of the model, an SPDX expression. target_profile: of a target that a file describes, as
+    `Target.to_dict` has it. sampler: a plugin that proposes trials.
     """
 
     train: Path
@@ -106,6 +109,8 @@ class BuildSettings:
     adapter: AdapterSettings | None = None
     tolerance: float = DEFAULT_TOLERANCE
     license: str | None = None
+    target_profile: dict[str, Any] = field(default_factory=dict)
+    sampler: str | None = None
 
     def to_payload(self) -> dict[str, Any]:
         """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
@@ -137,7 +142,7 @@ def build(
     task: str | None = None,
     columns: Mapping[str, str] | None = None,
     base: str | Path | None = None,
-    target: str = "cpu",
+    target: str | Path = "cpu",
     budget: str | float = "15m",
     trials: int | None = None,
     steps: int | None = None,
@@ -152,6 +157,7 @@ def build(
     adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
     tolerance: str | float = DEFAULT_TOLERANCE,
     license: str | None = None,  # noqa: A002 - the field's own word
+    sampler: str | None = None,
 ) -> BuildResult:
     """Build a small GLM from a file of data.
 
@@ -161,7 +167,9 @@ def build(
     near-duplicates out of the training split. metric: the name of a metric, registered or ours, `FILE.yaml` of rules or
     `FILE.py:FUNCTION`. space: a YAML file that changes what is searched. hardware_constraint: `latency_ms`,
     `tokens_per_s`, `memory_mb`, `size_mb`, see `targets.HardwareConstraint`. executor: `inline`, `process` or `ray`.
-    parallel_trials: at a time.
+    parallel_trials: at a time. sampler: a plugin that proposes what is tried, in place of TPE. target: the device that
+    the model is for, one of `targets.KNOWN_TARGETS` or a YAML file; training runs here in any case, and with another
+    target than `cpu` constraints are checked by estimates for it.
     adapter: `lora` or `qlora` to fine-tune the frozen `base` by an adapter, which is merged in the bundle and kept in
     the run folder; settings of it as `AdapterSettings` or its fields.
     tolerance: the share of the metric that smaller weights may cost and still be served by default, like `1%`.
@@ -193,6 +201,7 @@ def build(
         adapter=adapter,
         tolerance=tolerance,
         license=license,
+        sampler=sampler,
     )
     payload = settings.to_payload()
     lock = FolderLock(settings.out)
@@ -235,6 +244,16 @@ def specify(settings: BuildSettings, payload: Mapping[str, Any]) -> PipelineSpec
     return PipelineSpecification(name="build", stages=stages)
 
 
+def as_file(settings: BuildSettings) -> str:
+    """The build as a pipeline's file that `open-autoglm run` takes; the run's folder is in place of `--out`."""
+    made = specify(settings, settings.to_payload())
+    stages = tuple(replace(stage, module=f"build.{stage.module}") for stage in made.stages)
+    return (
+        "# As a pipeline: open-autoglm run FILE. Checkpoints and the bundle go into the run's folder, which\n"
+        "# `open-autoglm show RUN` names.\n"
+    ) + write_pipeline(PipelineSpecification(made.name, stages))
+
+
 def check_settings(
     data: str | Path,
     *,
@@ -244,7 +263,7 @@ def check_settings(
     task: str | None,
     columns: Mapping[str, str] | None,
     base: str | Path | None,
-    target: str,
+    target: str | Path,
     budget: str | float,
     trials: int | None,
     steps: int | None,
@@ -259,6 +278,7 @@ def check_settings(
     adapter: AdapterSettings | Mapping[str, Any] | str | None = None,
     tolerance: str | float = DEFAULT_TOLERANCE,
     license: str | None = None,  # noqa: A002 - the field's own word
+    sampler: str | None = None,
 ) -> BuildSettings:
     """Everything that can be found wrong before any work. Raises ConfigurationError, DataError or BudgetError."""
     train, found_valid, found_test = find_splits(Path(data))
@@ -274,8 +294,7 @@ def check_settings(
             raise ConfigurationError(f"--{name} must be at least {least}, not {value}")
     if license is not None and not (license.isprintable() and 0 < len(license.strip()) <= _MAX_LICENSE):
         raise ConfigurationError("--license must be a few printable words, such as Apache-2.0 or LicenseRef-Internal")
-    if target not in KNOWN_TARGETS:
-        raise ConfigurationError(f"unknown target '{target}'; known: {', '.join(KNOWN_TARGETS)} (this machine)")
+    device = resolve_target(target)
     chosen_valid = Path(valid) if valid is not None else found_valid
     chosen_test = Path(test) if test is not None else found_test
     for flag, path in (("DATA", train), ("--valid", chosen_valid), ("--test", chosen_test)):
@@ -285,6 +304,8 @@ def check_settings(
         raise ConfigurationError(f"--base: {base} is not a folder; give the folder of a GLM checkpoint")
     if executor is not None and executor not in EXECUTORS:
         raise ConfigurationError(f"unknown executor '{executor}'{did_you_mean(executor, EXECUTORS)}")
+    if sampler is not None:
+        PluginRegistry().make("sampler", sampler)
     constraint = HardwareConstraint.of(hardware_constraint or {})
     if constraint and base is not None:
         raise ConfigurationError(
@@ -300,7 +321,8 @@ def check_settings(
         task=TaskKind.of(task).value if task is not None else None,
         columns=dict(columns or {}),
         base=Path(base) if base is not None else None,
-        target=target,
+        target=device.name,
+        target_profile={} if target in KNOWN_TARGETS else device.to_dict(),
         budget=seconds,
         trials=trials,
         steps=steps,
@@ -315,6 +337,7 @@ def check_settings(
         adapter=_check_adapter(adapter, base),
         tolerance=parse_tolerance(tolerance),
         license=license,
+        sampler=sampler,
     )
 
 

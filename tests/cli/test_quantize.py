@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import last_json, run_command
+from tests.e2e.conftest import last_json, run_command, run_here
 from tests.engine.tiny_bundle import make_bundle
 
 from open_autoglm.engine import LLM
@@ -40,7 +40,7 @@ def test_a_bundle_becomes_a_checkpoint_that_answers(bundle: Path, rows: Path, tm
     assert {file.name for file in out.iterdir()} >= {"config.json", "tokenizer.json", "chat_template.jinja"}
     with LLM(out) as llm:
         assert llm.chat(["play song 3"], max_tokens=4)[0].finish_reason in ("length", "stop")
-    shown = run_command(*command)
+    shown = run_here(*command)
     assert shown.returncode == 0, shown.stderr
     assert "12 matrices; the largest errors" in shown.stdout
     assert f"open-autoglm serve {out}" in shown.stdout.replace("\n", "")
@@ -55,7 +55,7 @@ def test_mistakes_are_one_line_and_leave_nothing(bundle: Path, rows: Path, tmp_p
         (("--method", "gptq", "--calibration", str(tmp_path / "missing.txt")), 3, "missing.txt"),
         (("--method", "gptq", "--calibration", str(rows), "--samples", "0"), 2, "--samples"),
     ):
-        done = run_command("quantize", bundle, "--out", out, *arguments)
+        done = run_here("quantize", bundle, "--out", out, *arguments)
         assert done.returncode == code, (arguments, done.stderr)
         assert saying in done.stderr
         assert "Traceback" not in done.stderr

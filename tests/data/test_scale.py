@@ -211,6 +211,7 @@ def test_a_file_whose_beginning_says_too_little_is_read_by_all_of_it(tmp_path: P
         prepare(write(tmp_path / "b.jsonl", head))
 
 
+@pytest.mark.thorough
 def test_memory_does_not_follow_the_size_of_the_texts(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib; from open_autoglm.data import prepare;"

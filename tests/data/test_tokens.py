@@ -23,6 +23,7 @@ from open_autoglm.data import (
     TokenizedExamples,
     choose_vocab_size,
     encode_examples,
+    spaced_twins,
     train_tokenizer,
 )
 from open_autoglm.errors import CheckpointError, ConfigurationError, StorageError
@@ -63,22 +64,38 @@ def test_control_tokens_come_first_and_survive_saving(tmp_path: Path, kind: Task
     assert read.get_vocab() == made.get_vocab()
 
 
-def test_the_skeleton_of_answers_is_a_token_each_and_words_are_the_same_in_prompt_and_answer() -> None:
+def test_the_skeleton_of_answers_is_a_token_each_and_words_have_the_same_pieces_in_prompt_and_answer() -> None:
     made = tokenizer(TaskKind.EXTRACTION)
     tokens = [made.decode([i], skip_special_tokens=False) for i in made.encode(ANSWER).ids]
     assert tokens[0] == '{"artist": "'
     assert {'", "n": 3, "tags": ["', '", "', '"]}'} <= set(tokens)
-    word = made.encode("周杰伦").ids
+    word = made.encode("周杰伦").tokens
     for text in ("play 周杰伦 now", ANSWER):
-        ids = made.encode(text).ids
-        assert any(ids[start : start + len(word)] == word for start in range(len(ids)))
+        tokens = [token.removeprefix("Ġ") for token in made.encode(text).tokens]
+        assert any(tokens[start : start + len(word)] == word for start in range(len(tokens)))
 
 
-def test_snips_answers_take_about_seventeen_tokens(snips: PreparedData) -> None:
+def test_a_word_takes_the_space_before_it_and_keeps_its_pieces(snips: PreparedData) -> None:
     made = train_tokenizer(snips.train, snips.task)
-    assert 1200 <= made.get_vocab_size() <= 1700
+    twins = spaced_twins(made)
+    assert len(twins) > 500
+    for spaced, bare in twins:
+        assert made.decode([spaced], skip_special_tokens=False) == " " + made.decode([bare], skip_special_tokens=False)
+    alone = 0
+    for example in snips.test:
+        for word in example.input_text.split(" "):
+            pieces = made.encode(word).tokens
+            after = made.encode("to " + word).tokens[1:]
+            alone += after[0] == "Ġ"
+            assert after in (["Ġ" + pieces[0], *pieces[1:]], ["Ġ", *pieces])
+    assert alone < 0.01 * sum(example.input_text.count(" ") for example in snips.test)
+
+
+def test_snips_answers_take_about_sixteen_tokens(snips: PreparedData) -> None:
+    made = train_tokenizer(snips.train, snips.task)
+    assert 2200 <= made.get_vocab_size() <= 2800
     lengths = [len(encoding.ids) for encoding in made.encode_batch([e.answer for e in snips.test])]
-    assert sum(lengths) / len(lengths) < 18
+    assert sum(lengths) / len(lengths) < 16.5
     assert made.to_str() == train_tokenizer(snips.train, snips.task).to_str()
 
 

@@ -91,6 +91,7 @@ def test_chat_answers_each_line_of_a_pipe(built: tuple[Path, dict]) -> None:
     assert len([json.loads(line) for line in done.stdout.strip().splitlines()]) == 2
 
 
+@pytest.mark.thorough
 def test_a_build_goes_on_from_a_checkpoint(built: tuple[Path, dict], small_snips: Path, tmp_path: Path) -> None:
     base, out = built[0] / "bundle", tmp_path / "tuned"
     done = run_command("build", small_snips, "--out", out, "--base", base, "--steps", "27", "--trials", "1")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import open_autoglm
-from tests.e2e.conftest import last_json, run_command
+from tests.e2e.conftest import last_json, run_command, run_here
 
 GOOD = ["很好", "非常满意", "服务周到", "值得推荐", "下次还来"]
 BAD = ["太差了", "很失望", "不会再来", "又脏又吵", "态度恶劣"]
@@ -70,17 +70,17 @@ def questions(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "task", "metric"),
+    ("make", "steps", "task", "metric"),
     [
-        (reviews, "classification", "accuracy"),
-        (essays, "plain_text", "perplexity"),
-        (questions, "question_answering", "f1"),
+        (reviews, 60, "classification", "accuracy"),
+        pytest.param(essays, 60, "plain_text", "perplexity", marks=pytest.mark.thorough),
+        pytest.param(questions, 27, "question_answering", "f1", marks=pytest.mark.thorough),
     ],
 )
-def test_a_build_for_each_kind_of_task(tmp_path: Path, make: object, task: str, metric: str) -> None:
+def test_a_build_for_each_kind_of_task(tmp_path: Path, make: object, steps: int, task: str, metric: str) -> None:
     data = make(tmp_path)  # type: ignore[operator]
     out = tmp_path / "run"
-    done = run_command("build", data, "--out", out, "--steps", "60", "--trials", "1", "--json")
+    done = run_command("build", data, "--out", out, "--steps", steps, "--trials", "1", "--json")
     assert done.returncode == 0, done.stderr
     said = last_json(done.stdout)
     assert said["task"] == task
@@ -102,6 +102,6 @@ def test_a_build_for_each_kind_of_task(tmp_path: Path, make: object, task: str, 
         else:
             assert 0 <= value <= 1
             assert llm.chat("Bo moved to Lima.\n\nWhere did Bo move?", max_tokens=8).finish_reason in ("stop", "length")
-    again = run_command("eval", out / "bundle", data, "--json")
+    again = run_here("eval", out / "bundle", data, "--json")
     assert again.returncode == 0, again.stderr
     assert last_json(again.stdout)["metric"] == metric

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from open_autoglm.engine.backends import BACKENDS, availability, choose_backend
+from tests.e2e.conftest import run_here
 
 # Starts the command line in a process that lacks the native engine, as one is that was installed without a compiler.
 WITHOUT_NATIVE = (
@@ -84,7 +85,7 @@ def test_each_backend_answers_in_the_formats_asked_for(bundle: Path, flags: tupl
     ids=str,
 )
 def test_wrong_flags_are_one_line(bundle: Path, flags: tuple[str, ...], code: int, saying: str) -> None:
-    done = run("chat", bundle, *flags, text="x\n")
+    done = run_here("chat", bundle, *flags)
     assert done.returncode == code
     assert saying in done.stderr
     assert "Traceback" not in done.stderr

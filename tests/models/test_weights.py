@@ -54,6 +54,17 @@ def test_reading_needs_no_torch(tmp_path: Path) -> None:
         assert done.stdout.split() == [str(reader.config.num_parameters() + router_biases)]
 
 
+def test_loading_a_model_does_not_load_the_compiler(tmp_path: Path) -> None:
+    """PyTorch would load it to fill layers that have no memory: two seconds for each process."""
+    save_random_checkpoint(tmp_path, MOE, dtype="float32")
+    code = (
+        "import sys; from pathlib import Path; from open_autoglm.models.checkpoint import load_model\n"
+        "load_model(Path(sys.argv[1])); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("architecture", list(CLASSES))
 def test_each_tensor_is_the_one_that_was_written(tmp_path: Path, architecture: str, dtype: str) -> None:

@@ -13,6 +13,7 @@ from stages_for_tests import MODULES
 from test_yaml_file import ENVIRONMENT, FULL
 
 from open_autoglm.build_pipeline import STEPS
+from open_autoglm.pipeline.catalog import default_catalog
 from open_autoglm.pipeline.stage import StageCatalog
 from open_autoglm.pipeline.yaml_file import read_pipeline
 from open_autoglm.pipeline.yaml_writing import write_pipeline
@@ -28,7 +29,11 @@ def test_written_and_read_it_is_the_same(tmp_path: Path) -> None:
 
 def test_the_build_prints_itself_as_a_pipeline(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"p{n}", "response": "a"}) + "\n" for n in range(9))
+        "".join(
+            json.dumps({"prompt": f"please {'play' if n % 2 else 'stop'} song number {n}", "response": "ab"[n % 2]})
+            + "\n"
+            for n in range(60)
+        )
     )
     ran = subprocess.run(
         [sys.executable, "-m", "open_autoglm", "build", str(tmp_path), "--budget", "2m", "--print-pipeline"],
@@ -38,7 +43,17 @@ def test_the_build_prints_itself_as_a_pipeline(tmp_path: Path) -> None:
     content = yaml.safe_load(ran.stdout)
     assert [stage["stage"] for stage in content["pipeline"]] == list(STEPS)
     assert content["pipeline"][0]["config"]["budget"] == 120.0
-    specification = read_pipeline(tmp_path / "build.yaml", StageCatalog(STEPS)).specification
+    specification = read_pipeline(tmp_path / "build.yaml", default_catalog()).specification
     assert specification.needs["bundle"] == ("compress",)
     assert specification.stage("train").retry.attempts == 2
     assert not (tmp_path / "runs").exists()
+    for stage in specification.stages:
+        assert getattr(default_catalog().load(stage.module), "own_process", False)
+    # The first step alone: that the others run as well takes minutes, and they are run by the tests of the build.
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"name": "data", "pipeline": content["pipeline"][:1]}))
+    ran = subprocess.run(
+        [sys.executable, "-m", "open_autoglm", "run", "data.yaml", "--json"],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    folder = Path(json.loads(ran.stdout.splitlines()[-1])["folder"])
+    assert (folder / "data" / "tokenizer.json").is_file()

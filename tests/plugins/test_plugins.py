@@ -65,7 +65,7 @@ def test_a_scaffold_checks_well_and_its_tests_pass(kind: str, monkeypatch: pytes
     folder = scaffold(kind, "my_thing", Path("plugins"))
     result = probe(plugin_in(folder), behaviour=True)
     assert result.fault is None
-    assert bool(result.tried) == (kind not in ("stage", "backend", "protocol", "sink"))
+    assert bool(result.tried) == (kind not in ("stage", "backend", "sink", "queue"))
     scratch = Path("scratch").resolve()
     scratch.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -155,16 +155,16 @@ def test_what_hangs_is_stopped_with_its_children() -> None:
         ("cleaner", "class Plugin:\n    def clean(self, text): return 7\n", "gave a int, not a text"),
         ("cleaner", "class Plugin:\n    def clean(self, text): return text + '!'\n", "again changes it"),
         (
-            "tokenizer",
-            "class Plugin:\n    def encode(self, text): return [1]\n    def decode(self, ids): return 'x'\n",
-            "another text",
+            "quantizer",
+            "class Plugin:\n    def quantize(self, weights, bits, size): return {'codes': weights}\n",
+            "gave ['codes']",
         ),
         (
             "metric",
             "class Plugin:\n    higher_is_better = False\n    def score(self, a, b): return float(a == b)\n",
             "higher_is_better contradicts",
         ),
-        ("sampler", "class Plugin:\n    def choose(self, logits, seed): return 99\n", "no token's id"),
+        ("sampler", "class Plugin:\n    def propose(self, a, b, c): return {'x': 1}\n", "values for ['x']"),
     ],
 )
 def test_check_finds_what_does_not_do_what_its_kind_promises(kind: str, code: str, message: str) -> None:
@@ -219,6 +219,12 @@ def test_a_package_offers_plugins_by_entry_points(tmp_path: Path, monkeypatch: p
     )  # fmt: skip
     assert "no kind of plugin 'what'" in rows["ever"]["reason"]
     assert PluginRegistry().load("cleaner", "strip")().clean(" x ") == "x"
+
+
+def test_no_plugins_are_said_in_a_sentence() -> None:
+    shown = " ".join(command("list").split())
+    assert "There are no plugins" in shown
+    assert "open-autoglm plugin new KIND NAME" in shown
 
 
 def test_the_stage_of_a_plugin_is_in_the_catalogue() -> None:

@@ -45,13 +45,14 @@ class Tally:
 class Fuzzer:
     """Asks a server what its document allows and what it does not.
 
+    described: the document, or a part of it.
     Raises what schemathesis finds wrong with an answer: a 5xx, a status or body that the document does not have,
     a request that does not fit the document and is answered.
     """
 
-    def __init__(self, url: str, tally: Tally) -> None:
+    def __init__(self, url: str, tally: Tally, described: dict[str, Any] | None = None) -> None:
         self._url, self._tally = url, tally
-        document = schemathesis.openapi.from_dict(openapi_document())
+        document = schemathesis.openapi.from_dict(openapi_document() if described is None else described)
         self._operations = [found.ok() for found in document.get_all_operations()]
         self._session = requests.Session()
 

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from open_autoglm.serve.app import create_app
 from open_autoglm.serve.guards.authentication import PUBLIC_ROUTES
+from open_autoglm.serve.pipelines.pipeline_settings import PipelineSettings
 from open_autoglm.serve.settings import ServeSettings
 from tests.serve.conftest import Running, serving
 
@@ -182,22 +183,29 @@ def routes_of(app: Starlette) -> set[tuple[str, str]]:
     }
 
 
-def test_without_the_key_every_route_but_the_listed_is_401(extraction_bundle: Path) -> None:
+def test_without_the_key_every_route_but_the_listed_is_401(extraction_bundle: Path, tmp_path: Path) -> None:
     key = "secret-" + "k" * 40
-    with serving(extraction_bundle, api_key=key) as running:
-        routes = routes_of(create_app(running.llm, ServeSettings(api_key=key)))
+    pipelines = PipelineSettings(pipelines=str(tmp_path), runs_folder=str(tmp_path / "runs"))
+    with (
+        serving(extraction_bundle, api_key=key, pipelines=pipelines) as running,
+        httpx.Client(verify=False) as client,  # made once: loading certificates takes longer than all requests
+    ):
+        routes = routes_of(create_app(running.llm, ServeSettings(api_key=key, pipelines=pipelines)))
+        assert {("POST", "/v1/pipelines/{pipeline}/runs"), ("POST", "/hooks/{name:path}")} <= routes
         assert {("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/health")} <= routes
         for method, path in sorted(routes | {("GET", "/nothing"), ("POST", "/"), ("GET", "//health"), ("GET", "/")}):
             url = running.url + path.replace("{model:path}", "x")
             for authorization in (None, "", "Bearer", f"Bearer {key}x", f"Bearer {key[:-1]}", key, f"Basic {key}"):
                 headers = {} if authorization is None else {"Authorization": authorization}
-                response = httpx.request(method, url, headers=headers)
+                response = client.request(method, url, headers=headers)
                 if path in PUBLIC_ROUTES and method in ("GET", "HEAD"):
                     assert response.status_code in (200, 404, 405), "the playground at / is another room's"
                 else:
                     assert response.status_code == 401, (method, path)
                     if method != "HEAD":
-                        assert error_of(response, 401)["code"] == "invalid_api_key"
+                        signed = path.startswith("/hooks/") and method == "POST"
+                        code = "invalid_signature" if signed else "invalid_api_key"
+                        assert error_of(response, 401)["code"] == code
                     assert key not in response.text
         assert running.client(api_key=key).models.list().data
         answer = running.client(api_key=key).chat.completions.create(

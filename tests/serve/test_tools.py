@@ -249,6 +249,30 @@ def test_reasoning_is_split_off_and_stop_strings_do_not_end_it() -> None:
         assert pieces[-1].usage.reasoning_tokens > 3
 
 
+@pytest.mark.parametrize("name", ["glm-4.5", "glm-4.7", "glm-z1"])
+def test_a_thought_words_and_calls_of_one_answer_come_apart(name: str) -> None:
+    """And do so however many tokens are read together, which `pieces_of` looks at."""
+    chat_format, tools = format_named(name), read_tools(TOOLS)
+    values = {"city": "北京", "count": 2, "seat": {"row": 1, "kind": "b"}}
+    calls = (ToolCall("book", json.dumps(values, ensure_ascii=False)), ToolCall("ping", "{}"))
+    order = ChatOrder(QUESTION, {"max_tokens": 1000}, tools=TOOLS)
+    turn = Message(Role.ASSISTANT, "", tool_calls=calls)
+    said = [item.text for item in chat_format.render([Message(Role.USER, "go"), turn], tools, ChatOptions())]
+    body = said[said.index("<|assistant|>") + 1 : -1]
+    if "</think>" in body:
+        body = body[body.index("</think>") + 1 :]
+    opening = ["\n", "<think>"] if name == "glm-4.5" else []
+    pieces, _ = pieces_of(name, [*opening, "海 is </near> here", "</think>", "\nSee 海: ", *body], order)
+    assert "".join(piece.reasoning for piece in pieces) == "海 is </near> here"
+    assert "".join(piece.text for piece in pieces).strip() == "See 海:"
+    found = whole_calls([call for piece in pieces for call in piece.calls])
+    assert [call["function"]["name"] for call in found] == ["book", "ping"]
+    assert json.loads(found[0]["function"]["arguments"]) == values
+    assert pieces[-1].finish_reason == "tool_calls"
+    assert pieces[-1].usage is not None
+    assert pieces[-1].usage.reasoning_tokens > 3
+
+
 def test_a_broken_call_is_content_and_nothing_is_lost() -> None:
     script = ["\n", "<think>", "</think>", "\n", "<tool_call>", "book\n", "<arg_key>", "city", "</arg_key>"]
     pieces, _ = pieces_of("glm-4.5", script, ChatOrder(QUESTION, {"max_tokens": 500}, tools=TOOLS))

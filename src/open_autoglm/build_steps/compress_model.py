@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from open_autoglm.build_steps.format_scores import score_format
+from open_autoglm.build_steps.target_device import target_of, tried_formats
 from open_autoglm.build_steps.workspace import SCORE_EXAMPLES, Workspace, say, since_process_start, with_result
 from open_autoglm.compress.calibration import calibration_of
 from open_autoglm.compress.engine_latency import measure_latency
@@ -94,6 +95,7 @@ def _decide(work: Workspace, folder: Path, candidates: Path, seconds: float | No
         higher_is_better=work.prepared.task.higher_is_better,
         tolerance=settings.get("tolerance", DEFAULT_TOLERANCE),
         seconds=seconds,
+        order=tried_formats(target_of(settings)),
     )
 
 

@@ -7,10 +7,12 @@ from typing import Final
 
 import numpy as np
 
+from open_autoglm.build_steps.target_device import target_of
 from open_autoglm.build_steps.workspace import Workspace, say
 from open_autoglm.search.evolution import ParetoFront, evolve
 from open_autoglm.search.latency_model import LatencyModel, Workload, grid_of, measure
 from open_autoglm.search.space import SearchSpace, architecture_of
+from open_autoglm.search.target_latency import TargetLatency
 from open_autoglm.targets import HardwareConstraint
 
 _MEASURED: Final = 9
@@ -22,12 +24,21 @@ def find_front(
 ) -> ParetoFront:
     """Measure some shapes of the space on the engine, predict the others, and search among them.
 
+    For another target than this machine all are estimated from the target's figures instead.
+
     flops: that training the winner may compute. threads: of the engine.
     Raises ConfigurationError when no architecture keeps the constraint, EngineError without the native engine.
     """
     asked = ", ".join(f"{name} {value:g}" for name, value in constraint.to_dict().items())
+    workload, target = usual_answer(work), target_of(work.settings)
+    if not target.is_this_machine:
+        front = evolve(space, TargetLatency(workload, target), constraint, flops=flops, mean_length=work.mean_length)
+        say(
+            f"search: {len(front.members)} architectures on the front, {len(front.chosen)} to be trained, for {asked} "
+            f"on {target.name}; its times are estimated, not measured"
+        )
+        return front
     say(f"search: measuring the engine to find architectures with {asked}")
-    workload = usual_answer(work)
     generator = np.random.default_rng(work.settings["seed"])
     parameters = space.architectural()
     drawn = [architecture_of(space.frame, {**space.fixed, **parameters.draw(generator)}) for _ in range(_DRAWN)]

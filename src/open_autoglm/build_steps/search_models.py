@@ -59,7 +59,8 @@ def search_models(packet: Packet, context: StageContext) -> Packet:
         plan = trials.plan(time.monotonic() - started)
         executor = trials.executor(plan)
         with SearchView(plan, work.task.metric, context.emit) as view:
-            tuner = Tuner(folder, space, plan, executor, mean_length=work.mean_length, watcher=view)
+            sampler = work.settings.get("sampler")
+            tuner = Tuner(folder, space, plan, executor, mean_length=work.mean_length, watcher=view, sampler=sampler)
             outcome = tuner.run()
     finally:
         trials.close()

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from open_autoglm.chat.template import END_OF_TEXT, stop_token_ids
-from open_autoglm.data import Example, PreparedData, TokenizedExamples, encode_examples, values_by_key
+from open_autoglm.data import Example, PreparedData, TokenizedExamples, encode_examples, spaced_twins, values_by_key
 from open_autoglm.evaluate import (
     Evaluation,
     engine_of,
@@ -29,6 +29,7 @@ from open_autoglm.metrics import ChosenMetric
 from open_autoglm.models.adapter_settings import AdapterSettings
 from open_autoglm.models.adapters import attach_adapter
 from open_autoglm.models.checkpoint import load_config, load_model
+from open_autoglm.models.copying_initialization import share_embeddings
 from open_autoglm.models.glm import GlmForCausalLM
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.progress import ProgressBar
@@ -111,6 +112,8 @@ class Workspace:
             model = GlmForCausalLM(candidate.config)
             gain = output_gain(settings.width_transfer, candidate.config.hidden_size)
             model.initialize(generator, settings.initialization, output_gain=gain)
+            if settings.initialization == "copying":
+                share_embeddings(model, spaced_twins(self.tokenizer), generator)
             return model
         adapter = self.adapter_of(settings)
         bits = adapter.base_bits if adapter is not None and adapter.kind == "qlora" else None

@@ -25,15 +25,19 @@ def create_app() -> typer.Typer:
         chat,
         data,
         diff,
+        distil,
         doctor,
         eval,  # noqa: A004
+        export,
         inspect,
         keygen,
         keys,
         leaderboard,
         pack,
         package,
+        plan,
         plugin,
+        prune,
         pull,
         push,
         quantize,
@@ -41,6 +45,7 @@ def create_app() -> typer.Typer:
         runs,
         serve,
         sign,
+        stages,
         validate,
         verify,
         worker,
@@ -54,8 +59,10 @@ def create_app() -> typer.Typer:
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    bundle_commands = (quantize, pack, inspect, diff, verify, keygen, sign, push, pull, package)
-    pipeline_commands = (run, validate, runs, worker, plugin)
+    bundle_commands = (
+        plan, quantize, prune, distil, export, pack, inspect, diff, verify, keygen, sign, push, pull, package,
+    )  # fmt: skip
+    pipeline_commands = (run, validate, runs, worker, stages, plugin)
     for module in (build, leaderboard, data, eval, chat, serve, keys, *bundle_commands, *pipeline_commands, doctor):
         module.register(app)
     return app

@@ -61,7 +61,13 @@ def build_command(
     lora_target: Annotated[list[str] | None, typer.Option(help=ADAPTER_HELP["target"])] = None,
     lora_dropout: Annotated[float | None, typer.Option(help=ADAPTER_HELP["dropout"])] = None,
     quantization_bit: Annotated[int | None, typer.Option(help=ADAPTER_HELP["bits"])] = None,
-    target: Annotated[str, typer.Option(help="The device that the model is for.")] = "cpu",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="The device that the model is for, by name (raspberry-pi-5, laptop, h100, ...) or a YAML file; cpu is "
+            "this machine. Training runs here in any case."
+        ),
+    ] = "cpu",
     budget: Annotated[str, typer.Option(help="The time for everything: 90s, 15m, 1h30m.")] = "15m",
     trials: Annotated[int | None, typer.Option(help="How many trials to start; by the budget if not given.")] = None,
     steps: Annotated[
@@ -88,7 +94,7 @@ def build_command(
         ),
     ] = False,
     max_latency_ms: Annotated[
-        float | None, typer.Option(help="One answer alone on this machine may take so long at most.")
+        float | None, typer.Option(help="One answer alone on the target may take so long at most.")
     ] = None,
     min_tokens_per_s: Annotated[float | None, typer.Option(help="One answer alone must come so fast at least.")] = None,
     max_memory_mb: Annotated[
@@ -102,15 +108,17 @@ def build_command(
     parallel_trials: Annotated[
         int | None, typer.Option(help="How many trials run at a time; what is fastest here if not given.")
     ] = None,
+    sampler: Annotated[str | None, typer.Option(help="A plugin that proposes trials, in place of TPE.")] = None,
     license_: Annotated[str | None, typer.Option("--license", help="Of the model, as SPDX names it.")] = None,
     print_pipeline: Annotated[
-        bool, typer.Option("--print-pipeline", help="Print the build as a pipeline's file, and build nothing.")
+        bool,
+        typer.Option("--print-pipeline", help="Print the build as a pipeline's file, for `run`; build nothing."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
 ) -> None:
     """Build a small GLM from DATA: read, search, train, compress, package."""
     del print_space
-    from open_autoglm.build_pipeline import build, check_settings, find_splits, specify
+    from open_autoglm.build_pipeline import as_file, build, check_settings, find_splits
     from open_autoglm.data import parse_columns
     from open_autoglm.search.leaderboard import Leaderboard
 
@@ -153,12 +161,10 @@ def build_command(
             ),
             "tolerance": tolerance,
             "license": license_,
+            "sampler": sampler,
         }
         if print_pipeline:
-            from open_autoglm.pipeline.yaml_writing import write_pipeline
-
-            settings = check_settings(given, **asked)
-            print(write_pipeline(specify(settings, settings.to_payload())), end="")  # noqa: T201
+            print(as_file(check_settings(given, **asked)), end="")  # noqa: T201
             return
         result = build(given, **asked)
     if as_json:

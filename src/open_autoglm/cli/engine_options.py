@@ -7,9 +7,28 @@ from typing import Annotated, Literal
 
 import typer
 
+from open_autoglm.errors import ConfigurationError
+
+
+def _known_backend(name: str) -> str:
+    from open_autoglm.engine.options import BACKENDS
+    from open_autoglm.plugins.registry import PluginRegistry
+
+    if name in ("auto", *BACKENDS):
+        return name
+    known = ("auto", *BACKENDS, *PluginRegistry().enabled("backend"))
+    if name not in known:
+        raise ConfigurationError(f"--backend: there is no '{name}'; choose one of: {', '.join(known)}")
+    return name
+
+
 Backend = Annotated[
-    Literal["auto", "native", "torch", "onnx"],
-    typer.Option("--backend", help="What computes; `auto` takes the native engine where it runs."),
+    str,
+    typer.Option(
+        "--backend",
+        callback=_known_backend,
+        help="What computes: `native`, `torch`, `onnx`, or a plugin; `auto` takes the native engine where it runs.",
+    ),
 ]
 Quantize = Annotated[
     str | None,

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from open_autoglm.bundle.keys import PASSPHRASE_VARIABLE
 from open_autoglm.cli.output import print_json, print_line
 
 
@@ -31,7 +30,7 @@ def keygen_command(
 
     The private key is encrypted if OPEN_AUTOGLM_KEY_PASSPHRASE is set. No file is ever overwritten.
     """
-    from open_autoglm.bundle.keys import create_key_files
+    from open_autoglm.bundle.keys import PASSPHRASE_VARIABLE, create_key_files
 
     made = create_key_files(name, os.environ, algorithm)
     if as_json:

@@ -46,7 +46,9 @@ def create_command(
     file: _File = _DEFAULT_FILE,
     scope: Annotated[
         list[str] | None,
-        typer.Option(help=f"What it is good for: {', '.join(SCOPES)}; again for more. Without: all but the last two."),
+        typer.Option(
+            help=f"What it is good for: {', '.join(SCOPES)}; again for more. Without: all but the last three."
+        ),
     ] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model that it may use; again for more.")] = None,
     days: Annotated[float | None, typer.Option(min=0.001, help="Until it expires; never if not given.")] = None,

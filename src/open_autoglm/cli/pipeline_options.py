@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands about pipelines share: where runs are kept, and how a run is shown."""
+"""What the commands about pipelines share: where runs are kept, and the options that say so."""
 
 from __future__ import annotations
 
-import datetime
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,7 +15,6 @@ from open_autoglm.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from open_autoglm.pipeline.journal import Journal
-    from open_autoglm.pipeline.journal_records import RunRecord
 
 DEFAULT_FOLDER: Final = Path("runs") / "pipelines"
 
@@ -56,34 +54,3 @@ def open_journal(database: str | None, folder: Path) -> Iterator[Journal]:
         yield journal
     finally:
         journal.close()
-
-
-def run_summary(run: RunRecord) -> dict[str, Any]:
-    """A run as JSON."""
-    return {
-        "run": run.run_id,
-        "pipeline": run.pipeline,
-        "state": shown_state(run),
-        "reason": run.reason,
-        "priority": run.priority,
-        "created": shown_time(run.created),
-        "updated": shown_time(run.updated),
-        "worker": run.owner,
-        "folder": run.folder,
-    }
-
-
-def shown_state(run: RunRecord) -> str:
-    """The state, and what was asked for beside it."""
-    if run.control == "pause":
-        return "paused" if run.owner is None else "pausing"
-    return "cancelling" if run.control == "cancel" else run.state
-
-
-def shown_time(seconds: float | None) -> str | None:
-    """Seconds since 1970 as ISO 8601 in UTC."""
-    if seconds is None:
-        return None
-    return (
-        datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    )

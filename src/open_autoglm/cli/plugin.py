@@ -49,6 +49,13 @@ def list_command(as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"plugins": rows})
         return
+    if not rows:
+        from open_autoglm.plugins.discovery import plugin_folders
+
+        places = " or ".join(map(str, plugin_folders()))
+        print_line(f"There are no plugins: no installed package has any, and none are in {places}.")
+        print_line("Begin one with: open-autoglm plugin new KIND NAME")
+        return
     print_table(
         "Plugins",
         ("name", "kind", "version", "path", "state", "reason"),
@@ -73,7 +80,12 @@ def disable_command(name: NameArgument) -> None:
 
 
 def new_command(
-    kind: Annotated[str, typer.Argument(help="What it is: reader, source, cleaner, stage, sink, metric ...")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="What it is: reader, source, cleaner, stage, sink, queue, metric, sampler, backend or quantizer."
+        ),
+    ],
     name: Annotated[str, typer.Argument(help="Its name: small letters, digits and '_'.")],
     folder: Annotated[Path, typer.Option(help="Where its folder goes.")] = Path("plugins"),
 ) -> None:

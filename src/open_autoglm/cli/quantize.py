@@ -19,7 +19,6 @@ _EPILOG = (
     "`open-autoglm quantize runs/snips/bundle --method awq --calibration examples/snips/train.jsonl --out snips-awq`"
 )
 _SHOWN = 5
-_LAYOUTS = {"awq": "awq", "gptq": "gptq", "rtn": "compressed-tensors"}
 
 
 def register(app: typer.Typer) -> None:
@@ -33,8 +32,10 @@ def quantize_command(
         Path, typer.Option(help="The folder to write. The same command again goes on after the last finished layer.")
     ],
     method: Annotated[
-        Literal["rtn", "gptq", "awq"],
-        typer.Option(help="How numbers are chosen: to nearest, by GPTQ, or by AWQ; the last two need --calibration."),
+        str,
+        typer.Option(
+            help="How numbers are chosen: rtn (to nearest), gptq, awq, or a plugin; gptq and awq need --calibration."
+        ),
     ] = "gptq",
     bits: Annotated[int, typer.Option(help="4 or 8.")] = 4,
     group_size: Annotated[
@@ -70,22 +71,21 @@ def quantize_command(
     """
     from open_autoglm.compress.calibration import read_calibration
     from open_autoglm.compress.quantize_checkpoint import quantize_checkpoint
-    from open_autoglm.compress.settings import DEFAULT_GROUP_SIZE, QuantizationSettings
+    from open_autoglm.compress.settings import quantization_settings
     from open_autoglm.engine.model_paths import find_model
 
     folder = find_model(model)
-    chosen: Any = layout or ("gptq" if bits == 8 and method == "awq" else _LAYOUTS[method])
-    settings = QuantizationSettings(
-        method=method,
+    settings = quantization_settings(
+        method,
         bits=bits,
-        group_size=group_size if group_size is not None else (-1 if bits == 8 else DEFAULT_GROUP_SIZE),
-        symmetric=symmetric if symmetric is not None else bits == 8 or chosen == "compressed-tensors",
-        layout=chosen,
+        group_size=group_size,
+        symmetric=symmetric,
+        layout=layout,
         damping=damping,
         activation_order=activation_order,
     )
     data = None
-    if calibration is not None and method != "rtn":
+    if calibration is not None and settings.needs_data:
         data = read_calibration(calibration, folder, samples=samples, length=sequence_length, seed=seed)
     with ProgressBar("quantize", 1.0) as bar:
         outcome = quantize_checkpoint(

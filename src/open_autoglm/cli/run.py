@@ -20,8 +20,6 @@ from open_autoglm.cli.pipeline_options import (
     SetOption,
     need_pipelines,
     open_journal,
-    run_summary,
-    shown_state,
 )
 from open_autoglm.errors import ConfigurationError, PipelineError
 
@@ -109,6 +107,8 @@ def retry_command(
 
 def _work(journal: Journal, run_id: str, folder: Path, *, detach: bool, as_json: bool) -> None:
     """Work on a run until it ends, and say what happens on stderr and what came of it on stdout."""
+    from open_autoglm.pipeline.run_view import run_summary, shown_state
+
     if detach:
         run = journal.get(run_id)
         print_json(run_summary(run)) if as_json else print_line(run_id)

@@ -15,17 +15,15 @@ from open_autoglm.cli.pipeline_options import (
     DatabaseOption,
     FolderOption,
     JsonOption,
+    need_pipelines,
     open_journal,
-    run_summary,
-    shown_state,
-    shown_time,
 )
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from open_autoglm.pipeline.journal import Journal
-    from open_autoglm.pipeline.journal_records import ItemRecord, RunRecord
+    from open_autoglm.pipeline.journal_records import RunRecord
 
 RunArgument = Annotated[str, typer.Argument(help="A run's id, or the beginning of it.")]
 _LOOK_SECONDS = 0.5
@@ -48,6 +46,9 @@ def runs_command(
     as_json: JsonOption = False,
 ) -> None:
     """List the runs of pipelines."""
+    need_pipelines()
+    from open_autoglm.pipeline.run_view import run_summary, shown_state, shown_time
+
     with open_journal(database, folder) as journal:
         found = journal.list(pipeline, state, limit)
     if as_json:
@@ -84,11 +85,14 @@ def show_command(
     from rich.console import Console
     from rich.live import Live
 
+    need_pipelines()
+    from open_autoglm.pipeline.run_view import rests
+
     with open_journal(database, folder) as journal:
         record = journal.get(run)
         if follow:
             with Live(_table(journal, record), console=Console(stderr=as_json), refresh_per_second=4) as live:
-                while not _is_over(record):
+                while not rests(record):
                     time.sleep(_LOOK_SECONDS)
                     record = journal.get(record.run_id)
                     live.update(_table(journal, record))
@@ -127,39 +131,24 @@ def pause_command(
 
 
 def _ask(run: str, control: str, database: str | None, folder: Path, *, as_json: bool) -> None:
+    need_pipelines()
     from open_autoglm.pipeline.run_requests import ask
+    from open_autoglm.pipeline.run_view import run_summary, shown_state
 
     with open_journal(database, folder) as journal:
         record = ask(journal, run, control)
     print_json(run_summary(record)) if as_json else print_line(f"run {record.run_id}: {shown_state(record)}")
 
 
-def _is_over(record: RunRecord) -> bool:
-    return record.state in ("done", "failed", "cancelled") or (record.control == "pause" and record.owner is None)
-
-
-def _by_stage(journal: Journal, record: RunRecord) -> dict[str, list[ItemRecord]]:
-    stages: dict[str, list[ItemRecord]] = {stage.stage: [] for stage in record.specification.order}
-    for key, item in journal.items(record.run_id).items():
-        stages.setdefault(key.stage, []).append(item)
-    return stages
-
-
-def _stage_state(items: list[ItemRecord]) -> str:
-    states = [item.state for item in items]
-    for state in ("failed", "running", "retried", "cancelled"):
-        if state in states:
-            return state
-    return "done" if states and set(states) == {"done"} else "running" if "done" in states else "waiting"
-
-
 def _table(journal: Journal, record: RunRecord) -> Table:
     from rich.table import Table
+
+    from open_autoglm.pipeline.run_view import items_by_stage, shown_state, stage_state
 
     table = Table(title=f"{record.pipeline}, run {record.run_id}: {shown_state(record)}", title_justify="left")
     for name in ("stage", "module", "state", "items", "attempts", "seconds", "reason"):
         table.add_column(name, overflow="fold")
-    for name, items in _by_stage(journal, record).items():
+    for name, items in items_by_stage(journal, record).items():
         started = [item.started for item in items if item.started is not None]
         ended = [item.ended for item in items if item.ended is not None]
         done = sum(item.state == "done" for item in items)
@@ -167,7 +156,7 @@ def _table(journal: Journal, record: RunRecord) -> Table:
         table.add_row(
             name,
             record.specification.stage(name).module,
-            _stage_state(items),
+            stage_state(items),
             f"{done}/{len(items)}",
             str(sum(item.attempt for item in items)),
             f"{(max(ended) if ended else time.time()) - min(started):.1f}" if started else "",
@@ -177,13 +166,15 @@ def _table(journal: Journal, record: RunRecord) -> Table:
 
 
 def _as_json(journal: Journal, record: RunRecord) -> dict[str, Any]:
+    from open_autoglm.pipeline.run_view import items_by_stage, run_summary, shown_time, stage_state
+
     return {
         **run_summary(record),
         "trace_id": record.trace_id,
         "payload": None if record.result is None else record.result.payload,
         "stages": {
             name: {
-                "state": _stage_state(items),
+                "state": stage_state(items),
                 "needs": list(record.specification.needs.get(name, ())),
                 "items": [
                     {
@@ -197,7 +188,7 @@ def _as_json(journal: Journal, record: RunRecord) -> dict[str, Any]:
                     for item in items
                 ],
             }
-            for name, items in _by_stage(journal, record).items()
+            for name, items in items_by_stage(journal, record).items()
         },
         "transitions": [
             {

@@ -80,6 +80,14 @@ def serve_command(
             help="A public key; only bundles that its owner signed are served.",
         ),
     ] = None,
+    pid_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--pid-file",
+            "--pid_file",
+            help="A file for the number of the server's process, which `deploy` needs.",
+        ),
+    ] = None,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Run the engine in the server's own process, unwatched.")
     ] = False,
@@ -88,7 +96,8 @@ def serve_command(
     """Serve models over HTTP as OpenAI does. Ends on Ctrl-C or SIGTERM, after the running answers.
 
     Settings come from --config, then the environment, then flags; the later is the stronger. On SIGHUP they are read
-    again, and keys, limits, origins, the cache's size and certificates change without cutting any answer off.
+    again, and keys, limits, origins, the cache's size, certificates and the models of --models change without cutting
+    any answer off.
     """
     configuration = read_settings(config, flags)
     if print_config:
@@ -111,6 +120,7 @@ def serve_command(
         models=bundles or (),
         options={name: value for name, value in options.items() if value is not None},
         models_file=models,
+        pid_file=pid_file,
         in_process=in_process,
         preload=preload,
         max_loaded=max_loaded,

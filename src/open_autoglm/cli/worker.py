@@ -7,6 +7,7 @@ import datetime
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,6 @@ from open_autoglm.cli.pipeline_options import (
 from open_autoglm.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from open_autoglm.pipeline.triggers.schedule_book import Schedule
     from open_autoglm.pipeline.triggers.source import PipelineSource
 
 PipelineArgument = Annotated[str, typer.Argument(help="A pipeline's name.")]
@@ -76,12 +76,13 @@ def worker_command(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with open_journal(database, folder) as journal:
+    with open_journal(database, folder) as journal, ExitStack() as opened:
         _enter(journal, files or [])
+        sources = _sources(files or [], opened)
         worker = Worker(journal, default_catalog(), folder, capacity=capacity, lease=lease, on_message=_say)
         _say(f"worker {worker.name}: {capacity.cpu:g} cpu, {capacity.memory / 1e9:.1f} GB, {capacity.gpu} gpu")
         try:
-            worker.serve(stop, sources=_sources(files or []), until_idle=until_idle)
+            worker.serve(stop, sources=sources, until_idle=until_idle)
         finally:
             worker.close()
 
@@ -104,7 +105,7 @@ def list_command(
 
     now = datetime.datetime.now(datetime.UTC)
     with open_journal(database, folder) as journal:
-        rows = [_summary(schedule, now) for schedule in ScheduleBook(journal).list()]
+        rows = [schedule.summary(now) for schedule in ScheduleBook(journal).list()]
     if as_json:
         print_json({"schedules": rows})
         return
@@ -172,21 +173,27 @@ def _enter(journal: Any, files: list[Path]) -> None:
         _say(f"{found.specification.name}: {'entered' if entered else 'no clock and no other pipeline starts it'}")
 
 
-def _sources(files: list[Path]) -> list[PipelineSource]:
-    """What starts runs of these pipelines when a file arrives; the schedule is not among it."""
+def _sources(files: list[Path], opened: ExitStack) -> list[PipelineSource]:
+    """What starts runs of these pipelines when a file or a message arrives; the schedule is not among it."""
     from open_autoglm.pipeline.catalog import default_catalog
     from open_autoglm.pipeline.triggers.file_arrival import FileArrival
+    from open_autoglm.pipeline.triggers.queues.arrival import QueueArrival
     from open_autoglm.pipeline.triggers.source import PipelineSource
     from open_autoglm.pipeline.yaml_file import read_pipeline
 
     catalog = default_catalog()
     read = [read_pipeline(file, catalog) for file in files]
+    found: list[PipelineSource] = []
     for one in read:
-        if one.trigger.webhook is not None or one.trigger.queue is not None:
-            _say(f"warning: {one.specification.name}: this worker starts no runs by webhook or queue yet")
-    return [
-        PipelineSource(one.to_dict(), FileArrival(one.trigger.file)) for one in read if one.trigger.file is not None
-    ]
+        if one.trigger.webhook is not None:
+            _say(f"warning: {one.specification.name}: webhooks are taken by `serve --pipelines`, not by a worker")
+        if one.trigger.file is not None:
+            found.append(PipelineSource(one.to_dict(), FileArrival(one.trigger.file)))
+        if one.queue is not None:
+            queue = QueueArrival(one.queue, _say)
+            opened.callback(queue.close)
+            found.append(PipelineSource(one.to_dict(), queue))
+    return found
 
 
 def _set_pause(pipeline: str, database: str | None, folder: Path, *, paused: bool) -> None:
@@ -195,19 +202,6 @@ def _set_pause(pipeline: str, database: str | None, folder: Path, *, paused: boo
     with open_journal(database, folder) as journal:
         ScheduleBook(journal).pause(pipeline, paused=paused)
     print_line(f"{pipeline}: {'paused' if paused else 'on'}")
-
-
-def _summary(schedule: Schedule, now: datetime.datetime) -> dict[str, Any]:
-    following = None if schedule.paused else schedule.next_firing(now)
-    return {
-        "pipeline": schedule.pipeline,
-        "cron": schedule.cron,
-        "after": schedule.after,
-        "timezone": schedule.timezone,
-        "missed": schedule.missed,
-        "paused": schedule.paused,
-        "next": None if following is None else following.strftime("%Y-%m-%d %H:%M"),
-    }
 
 
 def _say(text: str) -> None:

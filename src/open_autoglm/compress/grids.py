@@ -101,12 +101,22 @@ def fit_grid(weight: Tensor, rounding: Rounding, metric: Tensor | None = None) -
     square times the input's mean square, float32[groups, size, size] for a quadratic form of each group's errors.
     Source: Lin et al. 2023 for the search over clipped ranges, by output error.
     """
+    return _fit_parts(weight, rounding, metric)[0]
+
+
+def fit_shares(weight: Tensor, rounding: Rounding, metric: Tensor | None = None) -> Tensor:
+    """How much of each group's range the grid of `fit_grid` spans, float32[rows, groups]. Arguments as there."""
+    return _fit_parts(weight, rounding, metric)[1]
+
+
+def span_grid(weight: Tensor, shares: Tensor, rounding: Rounding) -> Grid:
+    """The grid that spans a given share of each group's range.
+
+    weight: float32[rows, columns]; shares: float32[rows, groups], between 0 and 1.
+    """
     groups = weight.unflatten(1, (-1, rounding.group_of(weight.shape[1])))
-    if metric is not None and metric.dim() == 1:
-        metric = metric.unflatten(0, groups.shape[1:])
-    parts = groups.split(max(1, _CELLS // weight.shape[1]))
-    grids = [_fit(part, rounding, metric) for part in parts]
-    return Grid(torch.cat([grid.scales for grid in grids]), torch.cat([grid.zeros for grid in grids]))
+    low, high = groups.amin(dim=2).clamp_max(0), groups.amax(dim=2).clamp_min(0)
+    return _span(low * shares, high * shares, rounding)
 
 
 def round_to_grid(weight: Tensor, grid: Grid, rounding: Rounding) -> RoundedMatrix:
@@ -126,12 +136,23 @@ def stored(values: Tensor, scale_type: ScaleType) -> Tensor:
     return values.to(getattr(torch, scale_type)).float()
 
 
-def _fit(groups: Tensor, rounding: Rounding, metric: Tensor | None) -> Grid:
-    """groups: float32[rows, groups, size]."""
+def _fit_parts(weight: Tensor, rounding: Rounding, metric: Tensor | None) -> tuple[Grid, Tensor]:
+    groups = weight.unflatten(1, (-1, rounding.group_of(weight.shape[1])))
+    if metric is not None and metric.dim() == 1:
+        metric = metric.unflatten(0, groups.shape[1:])
+    parts = groups.split(max(1, _CELLS // weight.shape[1]))
+    found = [_fit(part, rounding, metric) for part in parts]
+    grids = [grid for grid, _ in found]
+    grid = Grid(torch.cat([part.scales for part in grids]), torch.cat([part.zeros for part in grids]))
+    return grid, torch.cat([shares for _, shares in found])
+
+
+def _fit(groups: Tensor, rounding: Rounding, metric: Tensor | None) -> tuple[Grid, Tensor]:
+    """groups: float32[rows, groups, size]. Returns the grid, and the share of the range that it spans."""
     low, high = groups.amin(dim=2).clamp_max(0), groups.amax(dim=2).clamp_min(0)
-    best = _span(low, high, rounding)
+    best, shares = _span(low, high, rounding), torch.ones_like(low)
     if not rounding.search:
-        return best
+        return best, shares
     least = _cost(groups, best, rounding, metric)
     for share in SHARES[1:]:
         grid = _span(low * share, high * share, rounding)
@@ -139,8 +160,8 @@ def _fit(groups: Tensor, rounding: Rounding, metric: Tensor | None) -> Grid:
         better = cost < least
         least = torch.where(better, cost, least)
         scales, zeros = torch.where(better, grid.scales, best.scales), torch.where(better, grid.zeros, best.zeros)
-        best = Grid(scales, zeros)
-    return best
+        best, shares = Grid(scales, zeros), torch.where(better, torch.full_like(shares, share), shares)
+    return best, shares
 
 
 def _span(low: Tensor, high: Tensor, rounding: Rounding) -> Grid:

@@ -14,6 +14,7 @@ from open_autoglm.compress.activations import HiddenStates, LayerRunner, write_e
 from open_autoglm.compress.calibration import Calibration
 from open_autoglm.compress.grids import Rounding, ScaleType
 from open_autoglm.compress.layer_rounding import LayerRounder, MatrixReport
+from open_autoglm.compress.plugin_rounding import PluginRounding
 from open_autoglm.compress.settings import LEAST_GROUP, QuantizationSettings
 from open_autoglm.errors import CheckpointError
 from open_autoglm.models.config import ModelConfig
@@ -25,7 +26,7 @@ from open_autoglm.models.tensor_writing import StoredTensor, as_float_type
 from open_autoglm.models.weights import DenseWeight, WeightReader
 
 _LARGEST_HALF: Final = 65504.0
-_EXACT: Final = ("mlp.gate.weight", "mlp.gate.e_score_correction_bias")
+EXACT: Final = ("mlp.gate.weight", "mlp.gate.e_score_correction_bias")
 """Tensors of a layer that stay in float32: their last bits decide which experts are chosen."""
 
 
@@ -69,7 +70,7 @@ def make_plan(settings: QuantizationSettings, config: ModelConfig, float_type: s
     sizes = {
         name.removesuffix(".weight"): shape
         for name, shape in tensor_shapes(config)
-        if len(shape) == 2 and ".layers." in name and not name.endswith(_EXACT)
+        if len(shape) == 2 and ".layers." in name and not name.endswith(EXACT)
     }
     group = settings.group_size
     while group > LEAST_GROUP and any(columns % group and columns % LEAST_GROUP == 0 for _, columns in sizes.values()):
@@ -101,7 +102,8 @@ def pack_layers(
     Raises CheckpointError for the weights, StorageError when the disk refuses.
     """
     config = reader.config
-    needs_data = plan.settings.method != "rtn" and calibration is not None
+    needs_data = plan.settings.needs_data and calibration is not None
+    plugin = None if plan.settings.plugin is None else PluginRounding(plan.settings.method)
     states: HiddenStates | None = None
     if needs_data and calibration is not None:
         states = HiddenStates(hidden_path(folder, first), calibration.lengths, config.hidden_size)
@@ -120,6 +122,7 @@ def pack_layers(
             gptq=plan.settings.gptq,
             dense_type=plan.dense_type,
             kept=kept,
+            plugin=plugin,
             on_progress=on_progress,
         )
         runner = None if states is None else LayerRunner(layer, states, config)
@@ -131,7 +134,7 @@ def pack_layers(
                 packed = pack_layer(plan.layout, rounded.matrices[module].weight(), plan.scale_type)
                 tensors |= {f"{prefix}{module}.{key}": value for key, value in packed.items()}
                 continue
-            exact = name in _EXACT
+            exact = name in EXACT
             stored = as_float_type(DenseWeight(tensor.detach().numpy()), "float32" if exact else plan.dense_type)
             if not torch.isfinite(tensor).all() or (
                 stored.dtype == "F16" and float(tensor.abs().max()) > _LARGEST_HALF

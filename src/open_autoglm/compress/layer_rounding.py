@@ -20,6 +20,7 @@ from open_autoglm.compress.folding import AwqFolds
 from open_autoglm.compress.gptq import GptqSettings, round_by_gptq
 from open_autoglm.compress.grids import RoundedMatrix, Rounding, fit_grid, round_to_grid
 from open_autoglm.compress.layer_plan import InputGroup, LayerPlan, linear_of, plan_layer
+from open_autoglm.compress.plugin_rounding import PluginRounding
 from open_autoglm.models.glm import DecoderLayer
 
 RoundingMethod = Literal["rtn", "gptq", "awq"]
@@ -65,23 +66,25 @@ class LayerRounder:
     """Rounds the matrices of one layer.
 
     kept: names within the layer of matrices that stay in floating point. dense_type: in which norms and biases will be
-    stored, so that AWQ's scales fit what is read back. on_progress: called as matrices are done.
+    stored, so that AWQ's scales fit what is read back. plugin: rounds in place of ours. on_progress: called as matrices
+    are done.
     """
 
     def __init__(
         self,
         layer: DecoderLayer,
         rounding: Rounding,
-        method: RoundingMethod,
+        method: RoundingMethod | str,
         *,
         gptq: GptqSettings,
         dense_type: str,
         kept: frozenset[str] = frozenset(),
+        plugin: PluginRounding | None = None,
         on_progress: Callable[[], None] | None = None,
     ) -> None:
         self._layer, self._rounding, self._method = layer, rounding, method
         self._gptq, self._dense_type, self._kept = gptq, dense_type, kept
-        self._on_progress = on_progress
+        self._plugin, self._on_progress = plugin, on_progress
         self._plan = plan_layer(layer)
         self._done = RoundedLayer()
         self._powers: dict[str, float] = {}
@@ -93,7 +96,12 @@ class LayerRounder:
 
     def run(self, runner: LayerRunner | None) -> RoundedLayer:
         """Round every matrix. runner: runs the layer over the calibration data; RTN needs none."""
-        if self._method == "rtn" or runner is None:
+        if self._plugin is not None:
+            for stage in self._plan.stages():
+                for group in stage:
+                    for name in group.members:
+                        self._round_by_plugin(name, self._plugin)
+        elif self._method == "rtn" or runner is None:
             for stage in self._plan.stages():
                 for group in stage:
                     for name in group.members:
@@ -194,6 +202,13 @@ class LayerRounder:
         weight = linear.weight.detach()
         rounded = round_to_grid(weight, fit_grid(weight, self._rounding, metric), self._rounding)
         self._finish(name, rounded, None, MatrixReport(name, "rtn", tokens, 0.0, note=note))
+
+    def _round_by_plugin(self, name: str, plugin: PluginRounding) -> None:
+        if name in self._kept:
+            self._keep(name)
+            return
+        rounded = plugin.round(linear_of(self._layer, name).weight.detach(), self._rounding)
+        self._finish(name, rounded, None, MatrixReport(name, self._method, 0, 0.0))
 
     def _round_by_gptq(self, name: str, moments: InputMoments) -> None:
         if name in self._kept:

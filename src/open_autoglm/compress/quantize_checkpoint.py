@@ -14,28 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from open_autoglm.compress.calibration import Calibration
+from open_autoglm.compress.checkpoint_files import copy_companions, float_type_of, store, write_shards
 from open_autoglm.compress.layer_packing import PackedLayer, PackingPlan, count_matrices, make_plan, pack_layers
 from open_autoglm.compress.settings import QuantizationSettings
 from open_autoglm.errors import CheckpointError, ConfigurationError
 from open_autoglm.models.hf_config import CHATGLM_ARCHITECTURES
 from open_autoglm.models.mapped_tensors import MappedTensors
-from open_autoglm.models.model_folder import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, weight_files
+from open_autoglm.models.model_folder import CONFIG_FILE, weight_files
 from open_autoglm.models.packed_writing import quantization_config
-from open_autoglm.models.tensor_writing import StoredTensor, as_float_type, write_safetensors
-from open_autoglm.models.weights import DenseWeight, WeightReader, open_weights
+from open_autoglm.models.tensor_writing import StoredTensor, write_safetensors
+from open_autoglm.models.weights import WeightReader, open_weights
 from open_autoglm.storage import FolderLock, explained, read_json, write_json
 from open_autoglm.version import __version__
 
 REPORT_FILE: Final = "quantization.json"
 _WORK: Final = ".work"
 _STATE: Final = "state.json"
-_SHARD_BYTES: Final = 4 << 30
-_COMPANIONS: Final = (".json", ".jinja", ".txt", ".model")
-_OTHER_FILES: Final = (CONFIG_FILE, INDEX_FILE, REPORT_FILE, "bundle.json")
-_COMPANION_LIMIT: Final = 256 << 20
 
 Progress = Callable[[int, int], None]
 """Called with how many matrices are done, and how many there are."""
@@ -65,7 +60,7 @@ def quantize_checkpoint(
     model, StorageError for the disk, RunLockedError when another process works on `out`.
     """
     started = time.monotonic()
-    if settings.method != "rtn" and calibration is None:
+    if settings.needs_data and calibration is None:
         raise ConfigurationError(
             f"--method {settings.method} needs --calibration DATA: text or examples like what the model will see; "
             "--method rtn needs none"
@@ -74,7 +69,7 @@ def quantize_checkpoint(
         raise ConfigurationError(f"--out {out} is the model itself; choose another folder")
     with open_weights(model) as reader, FolderLock(out):
         _check_source(model, reader)
-        plan = make_plan(settings, reader.config, _float_type(reader))
+        plan = make_plan(settings, reader.config, float_type_of(reader))
         state = _state_of(model, plan, calibration)
         if (out / REPORT_FILE).is_file() and (out / CONFIG_FILE).is_file():
             report = read_json(out / REPORT_FILE)
@@ -112,11 +107,6 @@ def quantize_checkpoint(
 def _check_source(model: Path, reader: WeightReader) -> None:
     if reader.layout is not None:
         raise CheckpointError(f"{model} is quantised already; quantise the checkpoint that it was made from")
-
-
-def _float_type(reader: WeightReader) -> str:
-    table = reader.dense("model.embed_tokens.weight")
-    return "bfloat16" if table.is_bfloat16 else table.values.dtype.name
 
 
 def _state_of(model: Path, plan: PackingPlan, calibration: Calibration | None) -> str:
@@ -204,43 +194,15 @@ def _assemble(model: Path, out: Path, work: Path, reader: WeightReader, plan: Pa
     tensors["model.norm.weight"] = _dense(reader, plan, "model.norm.weight")
     if not reader.config.tie_word_embeddings:
         tensors["lm_head.weight"] = _dense(reader, plan, "lm_head.weight")
-    shards: list[dict[str, StoredTensor]] = [{}]
-    for name, tensor in tensors.items():
-        if shards[-1] and sum(item.values.nbytes for item in shards[-1].values()) + tensor.values.nbytes > _SHARD_BYTES:
-            shards.append({})
-        shards[-1][name] = tensor
-    total = sum(tensor.values.nbytes for tensor in tensors.values())
-    if len(shards) == 1:
-        write_safetensors(tensors, out / WEIGHTS_FILE, {})
-    else:
-        where: dict[str, str] = {}
-        for number, shard in enumerate(shards, start=1):
-            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            write_safetensors(shard, out / name, {})
-            where |= dict.fromkeys(shard, name)
-        write_json(out / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": where})
+    total = write_shards(tensors, out)
     for part in parts:
         part.close()
-    _copy_companions(model, out)
+    copy_companions(model, out, without=(REPORT_FILE,))
     return total
 
 
 def _dense(reader: WeightReader, plan: PackingPlan, name: str) -> StoredTensor:
-    weight: DenseWeight = reader.dense(name)
-    stored = as_float_type(weight, plan.dense_type)
-    if stored.dtype == "F16" and not np.isfinite(stored.values).all():
-        raise CheckpointError(f"{name} holds numbers that are too large for float16")
-    return stored
-
-
-def _copy_companions(model: Path, out: Path) -> None:
-    """The tokenizer, the template and what else is said about the model."""
-    for file in sorted(model.iterdir()):
-        named = file.suffix in _COMPANIONS or file.name.upper().startswith("LICEN")
-        wanted = named and file.name not in _OTHER_FILES and not file.name.startswith(".")
-        if wanted and file.is_file() and file.stat().st_size <= _COMPANION_LIMIT:
-            with explained(out / file.name, "write"):
-                shutil.copyfile(file, out / file.name)
+    return store(reader.dense(name), plan.dense_type, name)
 
 
 def _write_config(model: Path, out: Path, reader: WeightReader, plan: PackingPlan) -> None:

@@ -11,6 +11,7 @@ from open_autoglm.compress.gptq import GptqSettings
 from open_autoglm.compress.layer_rounding import RoundingMethod
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.models.packed_codes import Method
+from open_autoglm.plugins.registry import PluginRegistry
 
 METHODS: Final[tuple[str, ...]] = get_args(RoundingMethod)
 FORMATS: Final[tuple[str, ...]] = get_args(Method)
@@ -18,18 +19,21 @@ DEFAULT_GROUP_SIZE: Final = 128
 LEAST_GROUP: Final = 32
 """The smallest group that the engines compute with."""
 
+_LAYOUTS: Final[dict[str, Method]] = {"awq": "awq", "gptq": "gptq", "rtn": "compressed-tensors"}
+
 
 @dataclass(frozen=True)
 class QuantizationSettings:
     """A quantisation, as asked for.
 
-    method: how codes are found. bits: 4 or 8. group_size: inputs that share a scale, -1 for the whole row. symmetric:
-    no zero points. layout: the format written. search: look for the range of least error; otherwise each grid spans the
-    whole range of its group. damping, activation_order: GPTQ's, as `GptqSettings` says.
+    method: how codes are found, ours or a plugin's name. bits: 4 or 8. group_size: inputs that share a scale, -1 for
+    the whole row. symmetric: no zero points. layout: the format written. search: look for the range of least error;
+    otherwise each grid spans the whole range of its group. damping, activation_order: GPTQ's, as `GptqSettings` says.
+    plugin: the digest of the plugin's content, filled in.
     Raises ConfigurationError for what does not go together.
     """
 
-    method: RoundingMethod = "gptq"
+    method: RoundingMethod | str = "gptq"
     bits: int = 4
     group_size: int = DEFAULT_GROUP_SIZE
     symmetric: bool = False
@@ -37,10 +41,16 @@ class QuantizationSettings:
     search: bool = True
     damping: float = 0.01
     activation_order: bool = True
+    plugin: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ConfigurationError(f"unknown method '{self.method}'; choose one of: {', '.join(METHODS)}")
+            known = PluginRegistry().enabled("quantizer")
+            if self.method not in known:
+                raise ConfigurationError(
+                    f"unknown method '{self.method}'; choose one of: {', '.join((*METHODS, *known))}"
+                )
+            object.__setattr__(self, "plugin", known[self.method].digest)
         if self.layout not in FORMATS:
             raise ConfigurationError(f"unknown format '{self.layout}'; choose one of: {', '.join(FORMATS)}")
         if self.bits not in (4, 8):
@@ -60,5 +70,36 @@ class QuantizationSettings:
         return GptqSettings(self.damping, self.activation_order)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
+        """JSON-ready; the plugin only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "plugin" or value is not None}
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration data are needed."""
+        return self.method in ("gptq", "awq")
+
+
+def quantization_settings(
+    method: RoundingMethod | str,
+    *,
+    bits: int = 4,
+    group_size: int | None = None,
+    symmetric: bool | None = None,
+    layout: Method | None = None,
+    damping: float = 0.01,
+    activation_order: bool = True,
+) -> QuantizationSettings:
+    """Settings of which those that are None follow from the others, as is usual for the method and the bits.
+
+    Raises ConfigurationError for what does not go together.
+    """
+    chosen: Method = layout or ("gptq" if bits == 8 and method == "awq" else _LAYOUTS.get(method, "compressed-tensors"))
+    return QuantizationSettings(
+        method=method,
+        bits=bits,
+        group_size=group_size if group_size is not None else (-1 if bits == 8 else DEFAULT_GROUP_SIZE),
+        symmetric=symmetric if symmetric is not None else bits == 8 or chosen == "compressed-tensors",
+        layout=chosen,
+        damping=damping,
+        activation_order=activation_order,
+    )

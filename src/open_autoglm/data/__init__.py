@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from open_autoglm.data.preparation import PreparedData, load_examples, prepare
     from open_autoglm.data.readers import RowStream, open_rows
     from open_autoglm.data.report import DataReport
-    from open_autoglm.data.tokenizer import choose_vocab_size, train_tokenizer
+    from open_autoglm.data.tokenizer import choose_vocab_size, spaced_twins, train_tokenizer
 
 __all__ = [
     "AmbiguousDataError",
@@ -42,6 +42,7 @@ __all__ = [
     "open_rows",
     "parse_columns",
     "prepare",
+    "spaced_twins",
     "swap_slot_values",
     "train_tokenizer",
     "values_by_key",
@@ -65,6 +66,7 @@ _HOMES = {
     "open_rows": "readers",
     "parse_columns": "columns",
     "prepare": "preparation",
+    "spaced_twins": "tokenizer",
     "swap_slot_values": "augmentation",
     "train_tokenizer": "tokenizer",
     "values_by_key": "augmentation",

@@ -24,6 +24,7 @@ from open_autoglm.data.files import format_by_name
 from open_autoglm.data.json_outline import Arrangement, RowsAt
 from open_autoglm.data.json_rows import JsonDocument, check_row, is_object, read_json_lines, zip_columns
 from open_autoglm.data.nesting import find_nesting, unnest
+from open_autoglm.data.plugin_reading import reader_of, rows_of_reader
 from open_autoglm.data.tables import name_values, read_delimited
 from open_autoglm.data.unpacking import CHUNK, open_unpacked
 
@@ -56,6 +57,10 @@ class FileReading:
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
         """Numbered rows."""
+        if reader := reader_of(self._shown):
+            self.format, self.encoding = reader, "of a plugin"
+            yield from rows_of_reader(reader, self._path, self._shown)
+            return
         with open_unpacked(self._path) as (stream, packing):
             start = stream.read(8)
         known = format_by_name(self._path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from open_autoglm.errors import DataError
+from open_autoglm.plugins.registry import PluginRegistry
 
 EXTENSIONS: Final = {
     ".jsonl": "jsonl",
@@ -49,11 +50,12 @@ def find_files(path: Path) -> list[Path]:
     Raises DataError for a folder without data files, and a pattern that matches nothing.
     """
     if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        of_plugins = _read_by_plugins({file.suffix for file in files if format_by_name(file) is None})
         found = [
             file
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-            and format_by_name(file) is not None
+            for file in files
+            if (format_by_name(file) is not None or file.suffix in of_plugins)
             and not _ASIDE.match(file.name)
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
         ]
@@ -86,6 +88,12 @@ def find_split_files(folder: Path) -> dict[str, Path]:
         if "train" in found:
             return {split: _one(files, place, split) for split, files in found.items()}
     return {}
+
+
+def _read_by_plugins(suffixes: set[str]) -> set[str]:
+    """Those of the suffixes that plugins read."""
+    registry = PluginRegistry()
+    return {suffix for suffix in suffixes if suffix and registry.reader_of(suffix) is not None}
 
 
 def _one(files: list[Path], folder: Path, split: str) -> Path:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -19,7 +21,9 @@ from open_autoglm.data.example import Example
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.task import Task, TaskKind
 
-_WORDS: Final = r"[\p{L}\p{M}_]+|\p{N}{1,3}|[^\p{L}\p{M}\p{N}_]+"
+_CUTS: Final = r"'s|'t|'re|'ve|'m|'ll|'d|{space}{letter}+|{space}\p{{N}}+|{space}[^\s{letters}\p{{N}}]+|\s+(?!\S)"
+"""GPT-2's expression, which every engine knows. Radford et al. 2019."""
+
 _SPACED_WORDS: Final = (
     r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -29,20 +33,28 @@ _LARGEST: Final = 32_768
 _GROWTH: Final = 0.082
 _EXPONENT: Final = 0.7
 _LETTER_LEAST: Final = 20
+_CHUNK: Final = 4096
 _SKELETON_LEAST: Final = 20
 _SKELETON_MOST: Final = 256
 _SAMPLE_LEAST: Final = 10_000
 _SAMPLE_CHARACTERS: Final = 1 << 27
 _LEAF: Final = "\0"
+_SPACE: Final = "\u0120"
+"""How byte-level BPE spells a space."""
+
+_SPACED_LEAST: Final = 10
+_SPACED_SHARE: Final = 0.35
+"""Of a vocabulary whose size is given: tokens that are another one with its space."""
 
 
 def train_tokenizer(examples: Sequence[Example], task: Task, vocab_size: int | None = None) -> Tokenizer:
     """Train on the texts of `examples`; the same examples give the same tokenizer.
 
-    Control tokens have the ids from 0 on. An extraction's words are cut so that a word has the same tokens in the
-    input and inside a JSON answer, and the pieces of its answers between the strings, such as `{"intent": "`, are
-    tokens of their own if they occur 20 times (at most 256 pieces). Other tasks keep a space with its word, and have
-    `<think>` and its end as tokens where the examples hold reasoning. The texts are those of the chat format.
+    Control tokens have the ids from 0 on. An extraction's words are cut so that a word has the same pieces in the
+    input and inside a JSON answer; the first of them has a twin with the space before it if it occurs ten times after
+    one. The parts of its answers between the strings, such as `{"intent": "`, are tokens of their own if they occur 20
+    times (at most 256 of them). Other tasks keep a space with its word, and have `<think>` and its end as tokens where
+    the examples hold reasoning. The texts are those of the chat format.
     vocab_size: all tokens together; `choose_vocab_size` of the data if None.
     Of very many examples an even sample is looked at.
     Raises ConfigurationError for a vocab_size that has no room for the 256 bytes and the control tokens.
@@ -60,24 +72,65 @@ def train_tokenizer(examples: Sequence[Example], task: Task, vocab_size: int | N
     thinks = not is_extraction and any(message.reasoning for example in examples for message in example.messages)
     tags = list(BUILT_FORMAT.tags) if thinks and size >= least + len(BUILT_FORMAT.tags) else []
     skeleton = skeleton[: max(0, size - least)]
+    room = int(_SPACED_SHARE * (size - least - len(skeleton))) if is_extraction and vocab_size is not None else 0
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS if is_extraction else _SPACED_WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(_cuts(texts, "") if is_extraction else _SPACED_WORDS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(skeleton) - len(tags),
+        vocab_size=size - len(skeleton) - len(tags) - room,
         min_frequency=2,
         special_tokens=list(CONTROL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    if is_extraction:
+        tokenizer = _with_spaces(tokenizer, texts, room if vocab_size is not None else None)
     tokenizer.add_tokens([AddedToken(piece, normalized=False, special=False) for piece in (*skeleton, *tags)])
     return tokenizer
+
+
+def spaced_twins(tokenizer: Tokenizer) -> list[tuple[int, int]]:
+    """The tokens that are another one with a space before it: (id with the space, id without), by id."""
+    ids = tokenizer.get_vocab()
+    return sorted((ids[token], ids[token[1:]]) for token in ids if token[:1] == _SPACE and token[1:] in ids)
+
+
+def _with_spaces(tokenizer: Tokenizer, texts: Sequence[str], most: int | None) -> Tokenizer:
+    """The tokenizer with words that take the space before them, as the last merge, so that their pieces stay.
+
+    most: how many tokens may be added, None for all that occur often enough.
+    """
+    description = json.loads(tokenizer.to_str())
+    description["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": _cuts(texts, " ?")}
+    cutting = Tokenizer.from_str(json.dumps(description))
+    counts: Counter[str] = Counter()
+    for start in range(0, len(texts), _CHUNK):
+        for encoding in cutting.encode_batch(list(texts[start : start + _CHUNK]), add_special_tokens=False):
+            tokens = encoding.tokens
+            counts.update(after for before, after in itertools.pairwise(tokens) if before == _SPACE)
+    vocabulary, merges = description["model"]["vocab"], description["model"]["merges"]
+    often = sorted((-seen, token) for token, seen in counts.items() if seen >= _SPACED_LEAST)
+    wanted = [token for _, token in often if token in vocabulary and _SPACE + token not in vocabulary]
+    for token in wanted[:most]:
+        vocabulary[_SPACE + token] = len(vocabulary)
+        merges.append([_SPACE, token])
+    return Tokenizer.from_str(json.dumps(description))
+
+
+def _cuts(texts: Sequence[str], space: str) -> str:
+    """How an extraction's texts are cut into words. space: what may go before a word and belong to it.
+
+    Marks, as Hindi has them within its words, count as letters where the texts have any.
+    """
+    marked = any(unicodedata.category(letter).startswith("M") for letter in set().union(*texts))
+    letters = r"\p{L}\p{M}" if marked else r"\p{L}"
+    return _CUTS.format(space=space, letter=f"[{letters}]" if marked else letters, letters=letters)
 
 
 def _sample(examples: Sequence[Example]) -> Sequence[Example]:

@@ -16,7 +16,7 @@ from open_autoglm.bundle.keys import read_verifying_key
 from open_autoglm.chat.detection import BUILT_FORMAT, detect_format
 from open_autoglm.chat.format import ChatFormat
 from open_autoglm.chat.tokenizer_files import has_tokenizer, load_tokenizer
-from open_autoglm.engine.backends import Backend, load_backend, wrap_model
+from open_autoglm.engine.backends import Backend, load_backend, plugin_digest, wrap_model
 from open_autoglm.engine.fingerprint import fingerprint
 from open_autoglm.engine.model_paths import find_model
 from open_autoglm.errors import ConfigurationError, StorageError, UnsignedBundleError
@@ -59,7 +59,7 @@ def open_model(
 
     quantize: `int8` or `int4`. dtype: `float32` or `bfloat16` weights and computation. With neither, a bundle runs
     with the weights that it names as its default, and a checkpoint in float32. kv_cache_dtype: of the KV cache,
-    `auto`, `float32`, `bfloat16` or `int8`. backend: `auto`, `native`, `torch` or `onnx`.
+    `auto`, `float32`, `bfloat16` or `int8`. backend: `auto`, `native`, `torch`, `onnx` or a plugin.
     require_signature: the file of a public key; only a bundle that its owner signed is opened.
     Raises BundleError, also for a missing or wrong signature, CheckpointError, EngineError or ConfigurationError.
     """
@@ -81,7 +81,8 @@ def open_model(
     )
     chat_format = BUILT_FORMAT if is_bundle else detect_format(folder, tokenizer)
     stops = _stop_token_ids(folder, loaded, tokenizer, chat_format)
-    digest = fingerprint(folder, loaded.name, weights, dtype, kv_cache_dtype)
+    computed_by = plugin_digest(backend) or loaded.name
+    digest = fingerprint(folder, computed_by, weights, dtype, kv_cache_dtype)
     return LoadedModel(name, loaded, tokenizer, stops, task, is_bundle, chat_format, digest)
 
 

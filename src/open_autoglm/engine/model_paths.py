@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from open_autoglm.errors import BundleError, StorageError
@@ -31,6 +32,14 @@ def name_of_model(folder: Path) -> str:
     except (StorageError, AttributeError):
         name = None
     return name if isinstance(name, str) and name else folder.resolve().name
+
+
+def version_of_model(folder: Path) -> str | None:
+    """16 hexadecimal digits of a bundle, whose `bundle.json` has the hash of every file; None for what is no bundle."""
+    try:
+        return hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest()[:16]
+    except OSError:
+        return None
 
 
 def size_of_model(folder: Path) -> int:

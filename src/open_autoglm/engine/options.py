@@ -13,6 +13,9 @@ from open_autoglm.errors import RequestError
 if TYPE_CHECKING:
     from open_autoglm.engine.guides import GuideKind, GuideSpec
 
+BACKENDS: Final = ("native", "torch", "onnx")
+"""In the order in which `auto` prefers them on a CPU."""
+
 
 class SamplingOptions(TypedDict, total=False):
     """The fields of `SamplingParams`."""

@@ -107,7 +107,7 @@ def _deciding(task: Task, metric: ChosenMetric | None) -> Task:
 
 def with_metric(task: Task, metric: ChosenMetric) -> Task:
     """The task that is decided by `metric`. Raises ConfigurationError when it has no such metric."""
-    is_own = metric.rules is not None or metric.file is not None
+    is_own = metric.rules is not None or metric.file is not None or metric.plugin is not None
     known = deciding_metrics(task)
     if METRICS[task.kind] == "perplexity" and is_own:
         raise ConfigurationError(

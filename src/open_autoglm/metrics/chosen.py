@@ -21,6 +21,7 @@ from typing import Any, Final
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.metrics.rules import RuleBook, read_rules
 from open_autoglm.metrics.samples import Resampled, WholeFunction, mean
+from open_autoglm.plugins.registry import PluginRegistry
 from open_autoglm.spelling import did_you_mean
 from open_autoglm.storage import sha256_of_file
 
@@ -54,7 +55,7 @@ class ChosenMetric:
     """The metric that decides.
 
     rules: of a file of rules. file, function, sha256: where a function stands, and what its file held when the build
-    was begun. With none of them it is a metric that the task has anyway.
+    was begun; or sha256 of a plugin's content. With none of them it is a metric that the task has anyway.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ChosenMetric:
     file: str | None = None
     function: str | None = None
     sha256: str | None = None
+    plugin: str | None = None
 
     def samples(self, answers: Sequence[str], references: Sequence[str]) -> Resampled | None:
         """The metric over answers, or None for one that the task has anyway.
@@ -72,9 +74,12 @@ class ChosenMetric:
         if self.rules is not None:
             rules = self.rules
             return mean([rules.score(answer, wanted) for answer, wanted in zip(answers, references, strict=True)])
-        if self.file is None or self.function is None:
+        if self.plugin is not None:
+            function = _plugin_of(self.plugin, self.sha256)
+        elif self.file is None or self.function is None:
             return None
-        function = _load(Path(self.file), self.function, self.sha256)
+        else:
+            function = _load(Path(self.file), self.function, self.sha256)
         found = self._called(function, answers, references)
         if isinstance(found, int | float):
             return WholeFunction(
@@ -92,7 +97,7 @@ class ChosenMetric:
             values = [float(found)] if isinstance(found, int | float) else [float(value) for value in found]
         except Exception as error:
             raise ConfigurationError(
-                f"the metric {self.name} ({self.file}) failed: {type(error).__name__}: {error}"
+                f"the metric {self.name} ({self.file or 'a plugin'}) failed: {type(error).__name__}: {error}"
             ) from error
         if not isinstance(found, int | float) and len(values) != len(references):
             raise ConfigurationError(
@@ -112,6 +117,7 @@ class ChosenMetric:
             "file": self.file,
             "function": self.function,
             "sha256": self.sha256,
+            **({} if self.plugin is None else {"plugin": self.plugin}),
         }
 
     @classmethod
@@ -146,7 +152,7 @@ def register_metric(name: str, function: MetricFunction, *, higher_is_better: bo
 
 
 def choose_metric(text: str) -> ChosenMetric:
-    """What `--metric` names: a metric of ours, a registered one, `FILE.yaml` of rules or `FILE.py:FUNCTION`.
+    """What `--metric` names: a metric of ours, a registered one, a plugin, `FILE.yaml` of rules or `FILE.py:FUNCTION`.
 
     Raises ConfigurationError for anything else.
     """
@@ -173,10 +179,26 @@ def choose_metric(text: str) -> ChosenMetric:
         return ChosenMetric(book.name, rules=book)
     if text in BUILT_IN or text.endswith("_accuracy"):
         return ChosenMetric(text, text not in FALLING)
-    known = (*BUILT_IN, *_registered)
+    plugins = PluginRegistry().enabled("metric")
+    if text in plugins:
+        rises = bool(PluginRegistry().make("metric", text).higher_is_better)
+        return ChosenMetric(text, rises, sha256=plugins[text].digest, plugin=text)
+    known = (*BUILT_IN, *_registered, *plugins)
     raise ConfigurationError(
         f"unknown metric '{text}'{did_you_mean(text, known)} Or give FILE.yaml with rules, or FILE.py:FUNCTION."
     )
+
+
+def _plugin_of(name: str, sha256: str | None) -> MetricFunction:
+    """The metric of a plugin, if it is still the one that the build was begun with."""
+    registry = PluginRegistry()
+    known = registry.enabled("metric").get(name)
+    if known is not None and sha256 is not None and known.digest != sha256:
+        raise ConfigurationError(
+            f"the plugin {name} was changed since the build was begun, so scores would not compare; begin again with "
+            "another --out"
+        )
+    return registry.make("metric", name).score
 
 
 def _load(file: Path, function: str, sha256: str | None) -> MetricFunction:

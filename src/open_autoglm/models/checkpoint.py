@@ -124,14 +124,16 @@ def quantize_in_place(model: GlmForCausalLM, weights: str) -> GlmForCausalLM:
 
 
 class _WithoutRandomNumbers(TorchFunctionMode):
-    """Leaves new tensors as they are: on the meta device filling them would load a second of compiler for nothing."""
+    """Leaves new tensors as they are: on the meta device filling them would load seconds of compiler for nothing."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in (torch.Tensor.uniform_, torch.Tensor.normal_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        # PyTorch hands on either the function of nn.init or, where it asks no mode about that one, the tensor's own.
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in (Tensor.uniform_, Tensor.normal_):
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
 
 
 def _empty_model(config: ModelConfig) -> GlmForCausalLM:

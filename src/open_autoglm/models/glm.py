@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from open_autoglm.models.config import ModelConfig
+from open_autoglm.models.copying_initialization import prepare_copying
 from open_autoglm.models.experts import GatedFeedForward, MixtureOfExperts
 from open_autoglm.models.initialization import initialize
 from open_autoglm.models.rotary_embedding import rotary_tables, rotate
@@ -284,3 +285,7 @@ class GlmForCausalLM(nn.Module):
     ) -> None:
         """Fill all weights for training from nothing, as `models/initialization.py` says."""
         initialize(self, self.config.num_hidden_layers, generator, scheme, output_gain=output_gain)
+        if scheme == "copying":
+            prepare_copying(self.model, self.config, generator)
+            with torch.no_grad():
+                self.lm_head.weight.copy_(self.model.embed_tokens.weight)

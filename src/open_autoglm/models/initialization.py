@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from open_autoglm.errors import ConfigurationError
+from open_autoglm.models.copying_initialization import embedding_deviation
 from open_autoglm.spelling import did_you_mean
 
-INITIALIZATIONS: Final = ("scaled_normal", "normal", "xavier", "he", "zero_residual")
+INITIALIZATIONS: Final = ("copying", "scaled_normal", "normal", "xavier", "he", "zero_residual")
 _EMBEDDING_DEVIATION: Final = 0.02
 _RESIDUAL: Final = ("o_proj.weight", "down_proj.weight")
 """The matrices that write to the residual stream."""
@@ -29,7 +30,9 @@ def initialize(
     `scaled_normal`: 1 / sqrt(inputs), those that write to the residual divided by sqrt(2 x layers), so that its
     variance does not grow with depth (Radford et al. 2019); `zero_residual`: the same with zero for those, so that
     each layer begins as the identity (Goyal et al. 2017, Yang et al. 2022); `normal`: 0.02 for all; `xavier`:
-    sqrt(2 / (inputs + outputs)) (Glorot and Bengio 2010); `he`: sqrt(2 / inputs) (He et al. 2015).
+    sqrt(2 / (inputs + outputs)) (Glorot and Bengio 2010); `he`: sqrt(2 / inputs) (He et al. 2015); `copying`: what
+    `scaled_normal` has, with embeddings of deviation 1 / sqrt(hidden size) and an output matrix that equals them, for
+    `models/copying_initialization.py` to go on with.
     output_gain: the last norm begins at it instead of at one, which multiplies the logits.
     Raises ConfigurationError for an unknown scheme.
     """
@@ -41,7 +44,9 @@ def initialize(
         elif parameter.dim() == 1:
             parameter.fill_(output_gain if name == "model.norm.weight" else 1.0)
         elif name.startswith(("model.embed_tokens", "lm_head")):
-            parameter.normal_(0.0, _EMBEDDING_DEVIATION, generator=generator)
+            size = parameter.shape[1]
+            deviation = embedding_deviation(size) if scheme == "copying" else _EMBEDDING_DEVIATION
+            parameter.normal_(0.0, deviation, generator=generator)
         elif scheme == "zero_residual" and name.endswith(_RESIDUAL):
             parameter.zero_()
         else:

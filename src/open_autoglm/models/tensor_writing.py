@@ -8,7 +8,8 @@ Source: the format's description, https://huggingface.co/docs/safetensors.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from open_autoglm.models.weight_types import DenseWeight
 from open_autoglm.storage import replacing
 
 _TYPES: Final = {"float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int8": "I8", "uint8": "U8"}
+_SIZES: Final = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
 
 
 @dataclass(frozen=True)
@@ -40,22 +42,49 @@ class StoredTensor:
         return cls(file.entries[name].dtype, file.array(name))
 
 
+@dataclass(frozen=True)
+class TensorForm:
+    """What the header of a file says about a tensor. dtype: the format's name, such as `BF16`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its numbers."""
+        return math.prod(self.shape) * _SIZES[self.dtype]
+
+
 def write_safetensors(tensors: Mapping[str, StoredTensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write tensors in the order given, atomically. Raises StorageError when the disk refuses."""
+    forms = {name: TensorForm(tensor.dtype, tensor.values.shape) for name, tensor in tensors.items()}
+    stream_safetensors(forms, lambda name: tensors[name], path, metadata)
+
+
+def stream_safetensors(
+    forms: Mapping[str, TensorForm], read: Callable[[str], StoredTensor], path: Path, metadata: Mapping[str, str]
+) -> None:
+    """As `write_safetensors`, with one tensor in memory at a time: `read` gives each by name when its turn comes.
+
+    Raises StorageError when the disk refuses, ValueError when `read` gives another type or size than was said.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
-    for name, tensor in tensors.items():
+    for name, form in forms.items():
         header[name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.values.shape),
-            "data_offsets": [offset, offset + tensor.values.nbytes],
+            "dtype": form.dtype,
+            "shape": list(form.shape),
+            "data_offsets": [offset, offset + form.nbytes],
         }
-        offset += tensor.values.nbytes
+        offset += form.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
+        for name, form in forms.items():
+            tensor = read(name)
+            if tensor.dtype != form.dtype or tensor.values.nbytes != form.nbytes:
+                raise ValueError(f"{name} is {tensor.dtype} of {tensor.values.nbytes} bytes, the header says {form}")
             np.ascontiguousarray(tensor.values).tofile(file)
 
 

@@ -9,6 +9,8 @@ a grammar of its own that users of our chat templates do not know.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -26,8 +28,11 @@ _NODES: Final = (
     "Tuple", "Filter", "Test", "Neg", "Add", "Sub", "CondExpr",
 )  # fmt: skip
 _LONGEST: Final = 1000
+_FILLED: Final = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 
 Condition = Callable[[Mapping[str, Any]], bool]
+Expression = Callable[[Mapping[str, Any]], Any]
+Message = Callable[[Mapping[str, Any]], str]
 
 
 def parse_condition(text: str, known: tuple[str, ...] = NAMES) -> Condition:
@@ -36,6 +41,27 @@ def parse_condition(text: str, known: tuple[str, ...] = NAMES) -> Condition:
     Raises PipelineError for what is not in the language; so does the function when the packet lacks what is asked
     for, or values cannot be compared.
     """
+    value_of = parse_expression(text, known)
+    return lambda names: bool(value_of(names))
+
+
+def parse_message(text: str, known: tuple[str, ...] = NAMES) -> Message:
+    """A function of the names in `known` that fills in a text: each `{{ expression }}` in it is its value.
+
+    Mappings and lists come as JSON. Raises PipelineError as `parse_condition` does.
+    """
+    parts: list[str | Expression] = []
+    for number, part in enumerate(_FILLED.split(text)):
+        parts.append(part if number % 2 == 0 else parse_expression(part.strip(), known))
+
+    def filled(names: Mapping[str, Any]) -> str:
+        return "".join(part if isinstance(part, str) else _shown(part(names)) for part in parts)
+
+    return filled
+
+
+def parse_expression(text: str, known: tuple[str, ...] = NAMES) -> Expression:
+    """A function of the names in `known` with the expression's value. Raises what `parse_condition` raises."""
     from jinja2 import StrictUndefined, TemplateError, nodes
     from jinja2.exceptions import UndefinedError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -66,9 +92,12 @@ def parse_condition(text: str, known: tuple[str, ...] = NAMES) -> Condition:
     except RecursionError:
         raise PipelineError("this condition is nested too deep") from None
 
-    def holds(names: Mapping[str, Any]) -> bool:
+    def value_of(names: Mapping[str, Any]) -> Any:
         try:
-            return bool(compiled(**{name: names.get(name, {}) for name in known}))
+            value = compiled(**{name: names.get(name, {}) for name in known})
+            if isinstance(value, StrictUndefined):
+                bool(value)  # raises, and says what is not there
+            return value
         except UndefinedError as error:
             raise PipelineError(
                 f"the condition `{text}` asks for something that the packet lacks ({error.message}); "
@@ -77,7 +106,7 @@ def parse_condition(text: str, known: tuple[str, ...] = NAMES) -> Condition:
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise PipelineError(f"the condition `{text}` cannot be decided: {error}") from None
 
-    return holds
+    return value_of
 
 
 def _check(node: Any, known: tuple[str, ...]) -> None:
@@ -92,3 +121,7 @@ def _check(node: Any, known: tuple[str, ...]) -> None:
         raise PipelineError(f"unknown test '{node.name}'" + did_you_mean(node.name, _TESTS))
     if kind == "Getattr" and node.attr.startswith("_"):
         raise PipelineError(f"'{node.attr}' cannot be looked at")
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)

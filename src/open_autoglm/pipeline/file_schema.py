@@ -96,7 +96,9 @@ class TriggerSection(_Section):
     file: Annotated[StrictStr | None, Field(description="A pattern of files, such as inbox/*.jsonl.")] = None
     webhook: Annotated[StrictStr | None, Field(description="A path, such as /hooks/tickets.")] = None
     secret: Annotated[StrictStr | None, Field(description="The name of the secret that signs the webhook.")] = None
-    queue: Annotated[StrictStr | None, Field(description="A URL, such as redis://localhost/0?stream=tickets.")] = None
+    queue: Annotated[
+        StrictStr | None, Field(description="A URL, such as redis://localhost/tickets?group=answers, or nats://...")
+    ] = None
     after: Annotated[Name | None, Field(description="Another pipeline: a run starts when one of it is done.")] = None
 
     @model_validator(mode="before")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from open_autoglm.errors import PipelineError
@@ -26,6 +26,8 @@ DONE: Final = "done"
 FAILED: Final = "failed"
 RETRIED: Final = "retried"
 CANCELLED: Final = "cancelled"
+PAUSED: Final = "paused"
+"""Not recorded: how a run is shown that waits because somebody paused it."""
 ENDED: Final = (DONE, FAILED, CANCELLED)
 
 
@@ -131,21 +133,42 @@ class JournalReader:
             known = connection.execute(select(runs.c.id).order_by(runs.c.created.desc()).limit(200)).scalars().all()
         raise PipelineError(f"there is no run '{run_id}'" + did_you_mean(run_id, known))
 
-    def list(self, pipeline: str | None = None, state: str | None = None, limit: int = 50) -> list[RunRecord]:
-        """The latest runs, the newest first."""
+    def find(self, run_id: str) -> RunRecord | None:
+        """A run by its whole id; None if there is none."""
+        with self.begin() as connection:
+            row = connection.execute(select(runs).where(runs.c.id == run_id)).first()
+        return None if row is None else run_of(row)
+
+    def list(
+        self, pipeline: str | None = None, state: str | None = None, limit: int = 50, after: str | None = None
+    ) -> list[RunRecord]:
+        """The latest runs, the newest first. after: a run's id; those that come after it in this order.
+
+        state: `paused` too, which are waiting runs that somebody has paused. Raises PipelineError if there is no run
+        of the id.
+        """
         query = select(runs).order_by(runs.c.created.desc(), runs.c.id).limit(limit)
         if pipeline is not None:
             query = query.where(runs.c.pipeline == pipeline)
-        if state is not None:
+        if state == PAUSED:
+            query = query.where(runs.c.control == "pause")
+        elif state is not None:
             query = query.where(runs.c.state == state)
         with self.begin() as connection:
+            if after is not None:
+                created = connection.execute(select(runs.c.created).where(runs.c.id == after)).scalar()
+                if created is None:
+                    raise PipelineError(f"there is no run '{after}'")
+                same = (runs.c.created == created) & (runs.c.id > after)
+                query = query.where((runs.c.created < created) | same)
             return [run_of(row) for row in connection.execute(query)]
 
-    def items(self, run_id: str) -> dict[ItemKey, ItemRecord]:
-        """All items of a run that are known by now."""
+    def items(self, run_id: str, *, with_output: bool = True) -> dict[ItemKey, ItemRecord]:
+        """All items of a run that are known by now. with_output: what they gave, too, which may be much."""
+        columns = [column for column in items.c if with_output or column is not items.c.output]
         with self.begin() as connection:
             rows = connection.execute(
-                select(items).where(items.c.run_id == run_id).order_by(items.c.stage, items.c.number)
+                select(*columns).where(items.c.run_id == run_id).order_by(items.c.stage, items.c.number)
             ).all()
         found: dict[ItemKey, ItemRecord] = {}
         for row in rows:
@@ -157,18 +180,24 @@ class JournalReader:
                 row.failures,
                 row.generation,
                 row.wake,
-                None if row.output is None else json.loads(row.output),
+                None if not with_output or row.output is None else json.loads(row.output),
                 None if row.failure is None else json.loads(row.failure),
                 row.started,
                 row.ended,
             )
         return found
 
-    def transitions(self, run_id: str, after: int = 0) -> list[dict[str, Any]]:
-        """Every change of state, in order. after: the `id` of the last one that is known."""
+    def transitions(self, run_id: str, after: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
+        """Every change of state, in order. after: the `id` of the last one that is known. limit: so many at most."""
         query = select(transitions).where(transitions.c.run_id == run_id, transitions.c.id > after)
         with self.begin() as connection:
-            return [dict(row) for row in connection.execute(query.order_by(transitions.c.id)).mappings()]
+            return [dict(row) for row in connection.execute(query.order_by(transitions.c.id).limit(limit)).mappings()]
+
+    def last_transition(self, run_id: str) -> int:
+        """The `id` of a run's last change of state; 0 if there is none."""
+        query = select(func.max(transitions.c.id)).where(transitions.c.run_id == run_id)
+        with self.begin() as connection:
+            return connection.execute(query).scalar() or 0
 
     def cursors(self, pipeline: str) -> dict[str, Any]:
         """How far each stage of a pipeline has come in runs that are done."""

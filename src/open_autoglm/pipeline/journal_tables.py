@@ -121,6 +121,13 @@ schedules: Final = Table(
     Column("looked_at", Double, nullable=False),  # every firing up to here has been dealt with
 )
 
+workers: Final = Table(
+    "pipeline_workers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("seen", Double, nullable=False),  # when it last said that it lives
+)
+
 
 def open_engine(url: str) -> Engine:
     """Connect to `sqlite:///FILE` or `postgresql://...` and make what tables are missing.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from open_autoglm.pipeline.stage import StageCatalog
 from open_autoglm.pipeline.triggers.schedule_book import ScheduleBook
 from open_autoglm.pipeline.triggers.source import PipelineSource, start_runs
 from open_autoglm.pipeline.warm_pool import WarmPool
+from open_autoglm.pipeline.worker_book import BEAT_SECONDS, WorkerBook
 from open_autoglm.pipeline.worker_lock import WorkerLock, is_gone
 
 LEASE_SECONDS: Final = 30.0
@@ -56,6 +58,7 @@ class Worker:
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="stage")
         self._conductors: dict[str, tuple[Conductor, threading.Event]] = {}
         self._faults: dict[str, OpenAutoGLMError] = {}
+        self._troubles: dict[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -112,28 +115,34 @@ class Worker:
 
         sources: what starts runs besides the schedule.
         """
-        book = ScheduleBook(self._journal)
-        next_schedule = 0.0
+        book, workers = ScheduleBook(self._journal), WorkerBook(self._journal)
+        next_schedule = next_beat = 0.0
+        started = 0
         while not stop.is_set():
             try:
+                if time.monotonic() >= next_beat:
+                    next_beat = time.monotonic() + BEAT_SECONDS
+                    workers.beat(self.name)
                 if time.monotonic() >= next_schedule:
                     next_schedule = time.monotonic() + _SCHEDULE_SECONDS
                     self._fire(book)
-                    for one in sources:
-                        for run_id in start_runs(self._journal, one, str(self._folder)):
-                            self._tell(f"{one.content['name']}: run {run_id} for what has arrived")
+                    started = sum(self._ask(one) for one in sources)
+                    if started:
+                        next_schedule = 0.0  # there may be more
                 claimed = self._take_runs()
             except OpenAutoGLMError as error:  # a database that is away for a moment comes back
                 self._tell(f"warning: {error}")
                 stop.wait(_SCHEDULE_SECONDS)
                 continue
             self._forget_ended()
-            if until_idle and not claimed and not self._conductors:
+            if until_idle and not claimed and not started and not self._conductors:
                 break
             stop.wait(_TICK_SECONDS)
         for run_id in list(self._conductors):
             self._interrupt(run_id)
         self._forget_ended()
+        with contextlib.suppress(OpenAutoGLMError):  # then it is taken for gone in a while
+            workers.leave(self.name)
 
     def close(self) -> None:
         """Stop what runs, end all processes, and let go of everything."""
@@ -147,6 +156,22 @@ class Worker:
         for firing in book.fire(str(self._folder)):
             missed = f", {firing.left_out} missed firings left out" if firing.left_out else ""
             self._tell(f"{firing.pipeline}: run {firing.run_id} for {firing.moment:%Y-%m-%d %H:%M} UTC{missed}")
+
+    def _ask(self, one: PipelineSource) -> int:
+        """Start runs for what a source has, and count them; one that is away is said once, and holds nobody up."""
+        name = one.content["name"]
+        try:
+            run_ids = start_runs(self._journal, one, str(self._folder))
+        except OpenAutoGLMError as error:
+            if self._troubles.get(name) != str(error):
+                self._troubles[name] = str(error)
+                self._tell(f"warning: {name}: {error}")
+            return 0
+        if self._troubles.pop(name, None):
+            self._tell(f"{name}: what was away answers again")
+        for run_id in run_ids:
+            self._tell(f"{name}: run {run_id} for what has arrived")
+        return len(run_ids)
 
     def _take_runs(self) -> int:
         claimed = 0

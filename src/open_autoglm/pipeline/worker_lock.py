@@ -39,8 +39,11 @@ class WorkerLock:
         os.close(self.descriptor)
 
 
-def is_gone(folder: Path, name: str) -> bool:
-    """Whether the worker of that name is known to have ended with all its processes; False if nobody can say."""
+def is_gone(folder: Path, name: str, *, forget: bool = True) -> bool:
+    """Whether the worker of that name is known to have ended with all its processes; False if nobody can say.
+
+    forget: take its lock away if so. Only who takes its runs over may: nobody can say it again afterwards.
+    """
     path = _lock_path(folder, name)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -51,7 +54,8 @@ def is_gone(folder: Path, name: str) -> bool:
     except BlockingIOError:
         return False
     else:
-        path.unlink(missing_ok=True)
+        if forget:
+            path.unlink(missing_ok=True)
         return True
     finally:
         os.close(descriptor)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +27,12 @@ from open_autoglm.pipeline.specification import (
     StageSpecification,
 )
 from open_autoglm.pipeline.stage import StageCatalog, config_model_of
+from open_autoglm.pipeline.triggers.queues.address import QueueAddress, check_scheme, parse_address
 from open_autoglm.pipeline.triggers.schedule import check_cron, check_timezone
 from open_autoglm.spelling import did_you_mean
 from open_autoglm.yaml_document import Place, YamlDocument, YamlSyntaxError, parse_yaml, read_yaml
 
+_WEBHOOK: Final = re.compile(r"/hooks/[A-Za-z0-9._~/-]{1,200}")
 _JITTER: Final = 0.5
 """The share of a wait that `jitter: true` leaves to chance."""
 
@@ -39,6 +42,7 @@ class PipelineFile:
     """What a file says, checked. Its specification has no matrices and no pipelines in pipelines any more.
 
     concurrency: how many runs of it at once, None for any number. priority: of its runs; more overtakes less.
+    queue: the trigger's, with what it refers to filled in; it is written down nowhere.
     """
 
     path: Path
@@ -47,6 +51,7 @@ class PipelineFile:
     concurrency: int | None
     priority: int
     redact: SecretStore = field(repr=False, compare=False)
+    queue: QueueAddress | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, as a run remembers it; references to secrets stay references."""
@@ -64,12 +69,16 @@ def read_pipeline(
     catalog: StageCatalog,
     *,
     changes: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
+    look_up: bool = True,
 ) -> PipelineFile:
     """Read and check a pipeline's file.
 
-    changes: like `fetch.config.query=select 1`, stronger than the file. environment: of this process if not given;
-    what the file refers to must be there.
+    changes: like `fetch.config.query=select 1`, stronger than the file. settings: values by names like
+    `fetch.config.query`, from somebody who may change what is below a stage's config and refer to nothing outside.
+    environment: of this process if not given; what the file refers to must be there. look_up: if not, nothing is
+    looked up there, and settings that need it are checked by the worker only.
     Raises SpecificationError with every fault that was found.
     """
     faults = FaultList()
@@ -79,12 +88,15 @@ def read_pipeline(
         raise faults.error()
     for change in changes:
         _change(document, change, faults)
+    for name, value in (settings or {}).items():
+        _set(document, name, value, faults)
     section = parse_section(document, faults)
     if section is None:
         raise faults.error()
     _check_trigger(document, section, faults)
     placed = Expander(faults, _read_section).expand(document, section)
-    sources = outside_sources(os.environ if environment is None else environment, secrets)
+    sources = outside_sources(os.environ if environment is None else environment, secrets) if look_up else {}
+    queue = _queue(document, section, sources, faults) if look_up else None
     for stage in placed:
         _check_stage(stage, catalog, sources, secrets, faults)
     faults.raise_if_any()
@@ -94,7 +106,7 @@ def read_pipeline(
         faults.add(document, ("pipeline",), str(error))
         raise faults.error() from None
     return PipelineFile(
-        path, specification, section.trigger, section.concurrency, PRIORITIES[section.priority], secrets
+        path, specification, section.trigger, section.concurrency, PRIORITIES[section.priority], secrets, queue
     )
 
 
@@ -130,6 +142,28 @@ def _change(document: YamlDocument, change: str, faults: FaultList) -> None:
     """Put one `--set` into the document's values."""
     name, equals, text = change.partition("=")
     flag = f"--set {name}"
+    if not equals:
+        faults.add_flag(flag, "write it like stage.config.key=value")
+        return
+    try:
+        value = parse_yaml(text, Path(flag)).value
+    except ConfigurationError:
+        value = text
+    _put(document, name, value, flag, faults)
+
+
+def _set(document: YamlDocument, name: str, value: Any, faults: FaultList) -> None:
+    """Put a value from outside into the document's values."""
+    flag = f"set {name}"
+    if any(reference.kind != "matrix" for reference in references_in(value)):
+        faults.add_flag(flag, "a value must not refer to the environment or to secrets; only the file may")
+        return
+    _put(document, name, value, flag, faults, below="config")
+
+
+def _put(
+    document: YamlDocument, name: str, value: Any, flag: str, faults: FaultList, *, below: str | None = None
+) -> None:
     stages = document.value.get("pipeline") if isinstance(document.value, dict) else None
     names = {
         stage["stage"]: stage
@@ -138,18 +172,17 @@ def _change(document: YamlDocument, change: str, faults: FaultList) -> None:
     }
     found = max((stage for stage in names if name.startswith(f"{stage}.")), key=len, default=None)
     keys = [] if found is None else name[len(found) + 1 :].split(".")
-    if not equals or (found is None and "." in name and not names):
-        faults.add_flag(f"--set {change}", "write it like stage.config.key=value")
+    if found is None and "." in name and not names:
+        faults.add_flag(flag, "write it like stage.config.key=value")
         return
     if found is None:
         faults.add_flag(
             flag, f"there is no stage '{name.partition('.')[0]}'" + did_you_mean(name.partition(".")[0], names)
         )
         return
-    try:
-        value = parse_yaml(text, Path(flag)).value
-    except ConfigurationError:
-        value = text
+    if below is not None and (keys[0] != below or len(keys) < 2):
+        faults.add_flag(flag, f"only what is below '{found}.{below}.' can be set")
+        return
     target: Any = names[found]
     for key in keys[:-1]:
         target = target.setdefault(key, {}) if isinstance(target, dict) else None
@@ -169,10 +202,32 @@ def _check_trigger(document: YamlDocument, section: PipelineSection, faults: Fau
             check(value)
         except ConfigurationError as error:
             faults.add(document, ("trigger", key), str(error))
-    if trigger.webhook is not None and not trigger.webhook.startswith("/"):
-        faults.add(document, ("trigger", "webhook"), "a webhook is a path that begins with '/'")
+    if trigger.webhook is not None and not _WEBHOOK.fullmatch(trigger.webhook):
+        faults.add(document, ("trigger", "webhook"), "a webhook is a path that begins with '/hooks/'")
     if trigger.after == section.name:
         faults.add(document, ("trigger", "after"), "a pipeline cannot follow itself")
+
+
+def _queue(
+    document: YamlDocument, section: PipelineSection, sources: Mapping[str, Any], faults: FaultList
+) -> QueueAddress | None:
+    """Where the trigger's queue is, references filled in."""
+    url, place = section.trigger.queue, ("trigger", "queue")
+    if url is None:
+        return None
+    for reference in references_in(url):
+        if reference.kind not in sources:
+            faults.add(
+                document, place, unknown_kind(reference) or f"${{{reference.kind}:...}} has no value in a trigger"
+            )
+            return None
+    try:
+        address = parse_address(str(fill(url, sources, last=True)))
+        check_scheme(address.scheme)
+    except ConfigurationError as error:
+        faults.add(document, place, str(error))
+        return None
+    return address
 
 
 def _check_stage(
@@ -191,7 +246,7 @@ def _check_stage(
             faults.add(document, where, wrong)
         elif reference.kind == "matrix":
             faults.add(document, where, f"${{matrix:{reference.name}}} has no value in the stage's matrix")
-        else:
+        elif sources:
             try:
                 sources[reference.kind](reference.name)
                 continue

@@ -72,14 +72,6 @@ def _check_cleaner(plugin: Any) -> list[str]:
     return ["gives texts", "cleaning twice is cleaning once"]
 
 
-def _check_tokenizer(plugin: Any) -> list[str]:
-    for text in _TEXTS:
-        ids = list(plugin.encode(text))
-        _expect(all(isinstance(one, int) and one >= 0 for one in ids), f"encode({text!r}) gave what is no token id")
-        _expect(plugin.decode(ids) == text, f"decode(encode({text!r})) is another text")
-    return ["gives token ids", "decodes what it encoded"]
-
-
 def _check_reader(plugin: Any) -> list[str]:
     suffixes = plugin.suffixes
     good = not isinstance(suffixes, str) and all(isinstance(one, str) and one.startswith(".") for one in suffixes)
@@ -96,16 +88,21 @@ def _check_reader(plugin: Any) -> list[str]:
 
 
 def _check_sampler(plugin: Any) -> list[str]:
-    import numpy as np
-
-    logits = np.random.default_rng(0).normal(size=50).astype(np.float32)
-    chosen = [plugin.choose(logits.copy(), seed) for seed in (0, 1, 2, 0)]
-    _expect(all(isinstance(one, int | np.integer) and 0 <= one < 50 for one in chosen), "choose gave no token's id")
-    _expect(chosen[0] == chosen[3], "the same seed chose another token")
-    certain = np.full(50, -1e9, np.float32)
-    certain[7] = 0.0
-    _expect(plugin.choose(certain, 3) == 7, "choose took a token that has no probability")
-    return ["gives token ids", "the same seed chooses the same", "keeps to the probabilities"]
+    parameters = [
+        {"name": "layers", "integer": [1, 4]},
+        {"name": "rate", "log_uniform": [1e-4, 1e-2]},
+        {"name": "kind", "categorical": ["a", "b"]},
+    ]
+    trials: list[dict[str, Any]] = []
+    for seed in range(4):
+        found = dict(plugin.propose(parameters, list(trials), seed))
+        _expect(sorted(found) == ["kind", "layers", "rate"], f"propose gave values for {sorted(found)}")
+        _expect(found["layers"] in (1, 2, 3, 4), f"propose gave {found['layers']!r} layers where 1 to 4 was asked for")
+        _expect(1e-4 <= found["rate"] <= 1e-2, f"propose gave the rate {found['rate']!r}, which is out of bounds")
+        _expect(found["kind"] in ("a", "b"), f"propose gave {found['kind']!r}, which is no choice")
+        _expect(dict(plugin.propose(parameters, list(trials), seed)) == found, "the same arguments propose another")
+        trials.append({"parameters": found, "value": 1.0 / (seed + 1)})
+    return ["keeps to the bounds", "the same arguments propose the same"]
 
 
 def _check_metric(plugin: Any) -> list[str]:
@@ -121,11 +118,18 @@ def _check_quantizer(plugin: Any) -> list[str]:
     import numpy as np
 
     weights = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
-    back = np.asarray(plugin.dequantize(plugin.quantize(weights.copy())))
-    _expect(back.shape == weights.shape, f"weights of {weights.shape} came back as {back.shape}")
-    error = float(np.abs(back - weights).mean() / np.abs(weights).mean())
-    _expect(math.isfinite(error) and error < 0.5, f"the weights came back {error:.0%} off")
-    return ["keeps the shape", "comes back near the weights"]
+    for bits, group in ((4, 32), (8, 64)):
+        parts = {name: np.asarray(values) for name, values in plugin.quantize(weights.copy(), bits, group).items()}
+        _expect(sorted(parts) == ["codes", "scales", "zeros"], f"quantize gave {sorted(parts)}")
+        codes, scales, zeros = parts["codes"], parts["scales"], parts["zeros"]
+        groups = (8, 64 // group)
+        _expect(codes.shape == weights.shape, f"codes have the shape {codes.shape}, not {weights.shape}")
+        _expect(scales.shape == zeros.shape == groups, f"scales and zeros must be {groups}")
+        _expect(codes.dtype == np.uint8 and codes.max() < 2**bits, f"codes must be uint8 and less than {2**bits}")
+        back = (codes.reshape(8, -1, group) - zeros[..., None].astype(np.float32)) * scales[..., None]
+        error = float(np.abs(back.reshape(8, 64) - weights).mean() / np.abs(weights).mean())
+        _expect(math.isfinite(error) and error < 0.5, f"the weights came back {error:.0%} off at {bits} bits")
+    return ["keeps the shapes", "comes back near the weights"]
 
 
 def _check_source(plugin: Any) -> list[str]:
@@ -149,7 +153,6 @@ def _check_sink(plugin: Any) -> list[str]:
 
 _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "cleaner": _check_cleaner,
-    "tokenizer": _check_tokenizer,
     "reader": _check_reader,
     "sampler": _check_sampler,
     "metric": _check_metric,

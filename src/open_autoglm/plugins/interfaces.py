@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 
 
 class Reader(Protocol):
-    """Reads a format of files. suffixes: of the files that it reads, such as `.xyz`."""
+    """Reads a format of files that we do not know. suffixes: of the files that it reads, such as `.xyz`."""
 
     suffixes: Sequence[str]
 
@@ -29,7 +29,7 @@ class Reader(Protocol):
 
 
 class Source(Protocol):
-    """Brings records from somewhere else, each once."""
+    """Brings records from somewhere else: the stage `source` of a pipeline takes it."""
 
     def connect(self, config: Mapping[str, Any]) -> None:
         """Open what the settings name."""
@@ -45,50 +45,49 @@ class Source(Protocol):
 
 
 class Cleaner(Protocol):
-    """Cleans texts."""
+    """Cleans texts: the stage `text_cleaner` takes it."""
 
     def clean(self, text: str) -> str:
         """The clean text; cleaning it again changes nothing."""
         ...
 
 
-class TokenizerPlugin(Protocol):
-    """Makes token ids of texts, and back."""
-
-    def encode(self, text: str) -> Sequence[int]:
-        """The ids of a text's tokens."""
-        ...
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids; of those of `encode`, the same text."""
-        ...
-
-
 class BackendPlugin(Protocol):
-    """Computes a model."""
+    """Computes a model; `--backend NAME` takes it."""
 
-    def load(self, folder: Path, dtype: str) -> Any:
-        """An object of the engine's `Backend` interface for the model in a folder."""
+    def load(self, folder: Path, options: Mapping[str, Any]) -> Any:
+        """An object of the engine's `Backend` interface for the model in a folder.
+
+        options: `weights`, `dtype`, `kv_dtype` and `threads`, as `open_autoglm.engine.backends.load_backend` has them.
+        """
         ...
 
 
 class Quantizer(Protocol):
-    """Rounds weights to fewer bits."""
+    """Rounds a matrix to few bits; `quantize --method NAME` takes it, in the layouts that the engines read."""
 
-    def quantize(self, weights: np.ndarray) -> Mapping[str, np.ndarray]:
-        """float32[rows, columns] -> arrays by name."""
-        ...
+    def quantize(self, weights: np.ndarray, bits: int, group_size: int) -> Mapping[str, np.ndarray]:
+        """float32[rows, columns] -> `codes`, `scales` and `zeros`, where a weight is (code - zero) * scale.
 
-    def dequantize(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The arrays of `quantize` -> float32[rows, columns]."""
+        bits: 4 or 8. group_size: columns that share a scale, a divisor of their number. codes: uint8[rows, columns],
+        less than 2**bits; scales: float32[rows, groups]; zeros: whole numbers from 1, [rows, groups]. What is asked for
+        as symmetric has the middle, 2**(bits - 1), as every zero, and is refused otherwise.
+        """
         ...
 
 
 class SamplerPlugin(Protocol):
-    """Chooses tokens."""
+    """Proposes what a search tries next; `build --sampler NAME` takes it."""
 
-    def choose(self, logits: np.ndarray, seed: int) -> int:
-        """float32[vocabulary] -> the id of a token; the same seed chooses the same."""
+    def propose(
+        self, parameters: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]], seed: int
+    ) -> Mapping[str, Any]:
+        """A value for each parameter that applies; the same arguments propose the same.
+
+        parameters: each has its `name`, and as a file of a space says it `integer`, `uniform` or `log_uniform` with two
+        bounds, or `categorical` with its choices; perhaps a `step`, and `when`. trials: those that ended, with
+        `parameters` and `value`, of which less is better.
+        """
         ...
 
 
@@ -101,7 +100,7 @@ class StagePlugin(Protocol):
 
 
 class MetricPlugin(Protocol):
-    """Scores answers. higher_is_better: whether a larger score is the better one."""
+    """Scores answers; `--metric NAME` takes it. higher_is_better: whether a larger score is the better one."""
 
     higher_is_better: bool
 
@@ -111,7 +110,7 @@ class MetricPlugin(Protocol):
 
 
 class Sink(Protocol):
-    """Takes records to somewhere else."""
+    """Takes records to somewhere else: the stage `sink` of a pipeline takes it."""
 
     def connect(self, config: Mapping[str, Any]) -> None:
         """Open what the settings name."""
@@ -122,11 +121,38 @@ class Sink(Protocol):
         ...
 
 
-class ProtocolPlugin(Protocol):
-    """Adds a way to talk to the server."""
+class Queue(Protocol):
+    """Brings messages, each at least once, until it is acknowledged. The plugin's name is the scheme of its URLs."""
 
-    def mount(self, app: Any) -> None:
-        """Add routes to the server's Starlette application."""
+    def connect(self, config: Mapping[str, Any]) -> None:
+        """Take the address: `server` (scheme and host), `path`, a list, `group`, `idle_seconds`, and `options`.
+
+        Raises ConfigurationError for what the queue does not understand.
+        """
+        ...
+
+    def receive(self) -> Iterable[tuple[str, bytes, int]]:
+        """Some messages that are there now: an id that never changes, the body, and how often it was delivered.
+
+        Does not wait long for one. What another worker took and left for `idle_seconds` comes too. Raises an
+        OpenAutoGLMError when the queue is away, as the other methods do.
+        """
+        ...
+
+    def keep(self, message_ids: Sequence[str]) -> None:
+        """These are still being worked on: their idle time begins anew."""
+        ...
+
+    def acknowledge(self, message_id: str) -> None:
+        """It is dealt with and never comes again."""
+        ...
+
+    def bury(self, message_id: str, reason: str) -> None:
+        """It cannot be dealt with: put it where somebody can look at it, with the reason; it never comes again."""
+        ...
+
+    def close(self) -> None:
+        """End the connection."""
         ...
 
 
@@ -134,14 +160,13 @@ KINDS: Final[dict[str, type]] = {
     "reader": Reader,
     "source": Source,
     "cleaner": Cleaner,
-    "tokenizer": TokenizerPlugin,
     "backend": BackendPlugin,
     "quantizer": Quantizer,
     "sampler": SamplerPlugin,
     "stage": StagePlugin,
     "metric": MetricPlugin,
     "sink": Sink,
-    "protocol": ProtocolPlugin,
+    "queue": Queue,
 }
 """Kind -> its interface."""
 

@@ -26,10 +26,13 @@ _LONGEST_FAULT: Final = 500
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """fault: what is wrong with the plugin, None for nothing. tried: what it was seen to do right."""
+    """fault: what is wrong with the plugin, None for nothing. tried: what it was seen to do right. suffixes: of the
+    files that a reader reads.
+    """
 
     fault: str | None
     tried: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
 
 
 def cache_folder() -> Path:
@@ -45,7 +48,7 @@ def known_result(plugin: Plugin, *, seconds: float = PROBE_SECONDS) -> ProbeResu
     path = cache_folder() / f"{plugin.digest}.json"
     try:
         known = read_json(path)
-        return ProbeResult(known["fault"], tuple(known["tried"]))
+        return ProbeResult(known["fault"], tuple(known["tried"]), tuple(known["suffixes"]))
     except (StorageError, KeyError, TypeError):
         return remember(plugin, probe(plugin, seconds=seconds))
 
@@ -112,8 +115,9 @@ def _answer(child: subprocess.Popen[bytes], read_end: int, request: bytes, secon
     try:
         answer = json.loads(data)
         fault, tried = answer["fault"], tuple(map(str, answer["tried"]))
+        suffixes = tuple(str(suffix).lower() for suffix in answer["suffixes"])
     except (ValueError, KeyError, TypeError):
         code = child.wait()
         ended = f"signal {-code}" if code < 0 else f"exit code {code}"
         return ProbeResult(f"its process ended with {ended} and said nothing")
-    return ProbeResult(None if fault is None else str(fault)[:_LONGEST_FAULT], tried)
+    return ProbeResult(None if fault is None else str(fault)[:_LONGEST_FAULT], tried, suffixes)

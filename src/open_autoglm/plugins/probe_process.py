@@ -27,12 +27,13 @@ def main(arguments: list[str]) -> int:
         )
         made = check_interface(plugin.kind, DirectLoader().load(plugin))
         tried = check_behaviour(plugin.kind, made, request["check_config"]) if request["behaviour"] else []
-        answer = {"tried": tried, "fault": None}
+        suffixes = list(made.suffixes) if plugin.kind == "reader" else []
+        answer = {"tried": tried, "fault": None, "suffixes": suffixes}
     except BaseException as error:  # noqa: BLE001 - SystemExit in a plugin is a fault like any other
         from open_autoglm.errors import OpenAutoGLMError
 
         known = isinstance(error, OpenAutoGLMError)
-        answer = {"tried": [], "fault": str(error) if known else f"{type(error).__name__}: {error}"}
+        answer = {"tried": [], "suffixes": [], "fault": str(error) if known else f"{type(error).__name__}: {error}"}
     os.write(descriptor, json.dumps(answer).encode())
     sys.stdout.flush()
     os._exit(0)  # a thread that the plugin left behind must not hold us

@@ -65,6 +65,21 @@ class PluginRegistry:
             )
         return self._loader.load(known[name])
 
+    def make(self, kind: str, name: str) -> Any:
+        """An object of a plugin's class. Raises ConfigurationError as `load` does, and when it cannot be made."""
+        entry = self.load(kind, name)
+        try:
+            return entry()
+        except Exception as error:
+            raise ConfigurationError(f"the {kind} '{name}' cannot be made: {type(error).__name__}: {error}") from error
+
+    def reader_of(self, suffix: str) -> str | None:
+        """The reader that is on for files of this suffix; None if there is none. Imports nothing: the probe knows."""
+        for name, plugin in self.enabled("reader").items():
+            if suffix.lower() in known_result(plugin).suffixes:
+                return name
+        return None
+
     def enable(self, name: str) -> PluginStatus:
         """Switch a plugin on, after trying it. Raises ConfigurationError when it has a fault."""
         plugin = self._find(name)

@@ -76,34 +76,16 @@ def test_it_cleans():
     assert CLASS().clean("  a \\n b ") == "a b"
 """,
     ),
-    "tokenizer": (
-        '''
-class CLASS:
-    """The bytes of UTF-8 as tokens."""
-
-    def encode(self, text):
-        """Text to token ids."""
-        return list(text.encode())
-
-    def decode(self, token_ids):
-        """Token ids to text."""
-        return bytes(token_ids).decode()
-''',
-        """
-def test_it_comes_back():
-    assert CLASS().decode(CLASS().encode("北京")) == "北京"
-""",
-    ),
     "backend": (
         '''
 class CLASS:
     """Hands the work to a backend that there is; put your own in its place."""
 
-    def load(self, folder, dtype):
-        """The backend for the model in a folder."""
-        from open_autoglm.engine.loading import open_model
+    def load(self, folder, options):
+        """The backend for the model in a folder. options: weights, dtype, kv_dtype, threads."""
+        from open_autoglm.engine.backends import load_backend
 
-        return open_model(folder, dtype=dtype).backend
+        return load_backend("auto", folder, **options)
 ''',
         """
 def test_it_can_be_made():
@@ -116,44 +98,63 @@ import numpy as np
 
 
 class CLASS:
-    """Eight bits a weight, with one scale a row."""
+    """Rounds to the nearest number of a grid around zero that spans each group's range."""
 
-    def quantize(self, weights):
-        """float32[rows, columns] -> codes and scales."""
-        scales = np.abs(weights).max(axis=1, keepdims=True) / 127 + 1e-12
-        return {"codes": np.rint(weights / scales).astype(np.int8), "scales": scales.astype(np.float32)}
-
-    def dequantize(self, parts):
-        """Codes and scales -> float32[rows, columns]."""
-        return parts["codes"].astype(np.float32) * parts["scales"]
+    def quantize(self, weights, bits, group_size):
+        """float32[rows, columns] -> codes, scales and zeros: a weight is (code - zero) * scale."""
+        middle = 1 << bits - 1
+        groups = weights.reshape(len(weights), -1, group_size)
+        scales = np.maximum(np.abs(groups).max(axis=2) / (middle - 1), 1e-6).astype(np.float32)
+        codes = np.clip(np.rint(groups / scales[..., None]) + middle, 1, 2 * middle - 1)
+        return {
+            "codes": codes.reshape(weights.shape).astype(np.uint8),
+            "scales": scales,
+            "zeros": np.full(scales.shape, middle, np.float32),
+        }
 ''',
         """
 def test_it_comes_back_near():
     import numpy as np
 
-    weights = np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 16)
-    assert np.abs(CLASS().dequantize(CLASS().quantize(weights)) - weights).max() < 0.01
+    weights = np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
+    parts = CLASS().quantize(weights, 8, 32)
+    back = (parts["codes"].astype(np.float32) - parts["zeros"]) * parts["scales"]
+    assert np.abs(back - weights).max() < 0.01
 """,
     ),
     "sampler": (
         '''
-import numpy as np
+import math
+import random
 
 
 class CLASS:
-    """Draws from the probabilities that the logits say."""
+    """Proposes values at random, without looking at what came of others."""
 
-    def choose(self, logits, seed):
-        """float32[vocabulary] -> a token's id."""
-        weights = np.exp(logits.astype(np.float64) - logits.max())
-        return int(np.random.default_rng(seed).choice(len(logits), p=weights / weights.sum()))
+    def propose(self, parameters, trials, seed):
+        """A value for each parameter: `integer`, `uniform`, `log_uniform` or `categorical`."""
+        chance = random.Random(seed)
+        return {one["name"]: self._value(one, chance) for one in parameters}
+
+    def _value(self, parameter, chance):
+        if "categorical" in parameter:
+            return chance.choice(parameter["categorical"])
+        if "integer" in parameter:
+            low, high = parameter["integer"]
+            return chance.randrange(low, high + 1, parameter.get("step", 1))
+        if "log_uniform" in parameter:
+            low, high = parameter["log_uniform"]
+            return min(high, max(low, math.exp(chance.uniform(math.log(low), math.log(high)))))
+        low, high = parameter["uniform"]
+        step = parameter.get("step")
+        return chance.uniform(low, high) if step is None else low + step * chance.randint(0, round((high - low) / step))
 ''',
         """
-def test_it_is_repeatable():
-    import numpy as np
-
-    logits = np.zeros(10, np.float32)
-    assert CLASS().choose(logits, 1) == CLASS().choose(logits, 1)
+def test_it_keeps_to_the_bounds():
+    parameters = [{"name": "layers", "integer": [1, 3]}, {"name": "kind", "categorical": ["a", "b"]}]
+    for seed in range(20):
+        values = CLASS().propose(parameters, [], seed)
+        assert values["layers"] in (1, 2, 3) and values["kind"] in ("a", "b")
 """,
     ),
     "stage": (
@@ -240,27 +241,52 @@ def test_the_same_key_twice_is_there_once(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ['{"id": 1}\\n']
 """,
     ),
-    "protocol": (
+    "queue": (
         '''
+from pathlib import Path
+
+
 class CLASS:
-    """Adds a route."""
+    """A folder as a queue, for one worker: `NAME://?folder=inbox`. Each file in it is a message."""
 
-    def mount(self, app):
-        """Add GET /plugins/NAME to a Starlette application."""
-        from starlette.responses import JSONResponse
+    def connect(self, config):
+        """config: `options` has the `folder`."""
+        self._folder = Path(config["options"].get("folder", "inbox"))
+        self._paths = {}
 
-        async def show(request):
-            return JSONResponse({"plugin": "NAME"})
+    def receive(self):
+        """All files; a message's id is its file's name and time."""
+        for path in sorted(self._folder.glob("*.json")):
+            message_id = f"{path.stat().st_mtime_ns}-{path.name}"
+            self._paths[message_id] = path
+            yield message_id, path.read_bytes(), 1
 
-        app.add_route("/plugins/NAME", show)
+    def keep(self, message_ids):
+        """Nobody else takes them."""
+
+    def acknowledge(self, message_id):
+        """Remove the file."""
+        self._paths.pop(message_id).unlink(missing_ok=True)
+
+    def bury(self, message_id, reason):
+        """Keep the file under another name, and the reason beside it."""
+        path = self._paths.pop(message_id)
+        path.with_suffix(".reason").write_text(reason)
+        path.rename(path.with_suffix(".dead"))
+
+    def close(self):
+        """Nothing is open."""
 ''',
         """
-def test_the_route_is_there():
-    from starlette.applications import Starlette
-
-    app = Starlette()
-    CLASS().mount(app)
-    assert app.url_path_for("show") == "/plugins/NAME"
+def test_a_message_comes_until_it_is_acknowledged(tmp_path):
+    (tmp_path / "a.json").write_text('{"id": 1}')
+    queue = CLASS()
+    queue.connect({"options": {"folder": str(tmp_path)}})
+    [(message_id, body, deliveries)] = queue.receive()
+    assert (body, deliveries) == (b'{"id": 1}', 1)
+    assert len(list(queue.receive())) == 1
+    queue.acknowledge(message_id)
+    assert list(queue.receive()) == []
 """,
     ),
 }

@@ -12,14 +12,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.models.config import ModelConfig
-from open_autoglm.search.latency_model import LatencyModel
 from open_autoglm.search.plan import training_flops
 from open_autoglm.search.space import SearchSpace, architecture_of
 from open_autoglm.storage import write_atomic, write_json
@@ -36,6 +35,18 @@ _MOST_SEEN: Final = 300
 _ENTROPY: Final = 1.69
 _BY_PARAMETERS: Final = (406.4, 0.34)
 _BY_TOKENS: Final = (410.7, 0.28)
+
+
+class Predictor(Protocol):
+    """What tells the costs of an architecture without running it."""
+
+    def predict(self, config: ModelConfig) -> dict[str, float]:
+        """A value for each of `targets.LIMITS`."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class ParetoFront:
 
     members: tuple[Member, ...]
     constraint: HardwareConstraint
-    model: LatencyModel
+    model: Predictor
     seen: tuple[tuple[float, float], ...]
 
     @property
@@ -116,7 +127,7 @@ def predicted_loss(config: ModelConfig, flops: float, mean_length: float) -> flo
 
 def evolve(
     space: SearchSpace,
-    model: LatencyModel,
+    model: Predictor,
     constraint: HardwareConstraint,
     *,
     flops: float,

@@ -19,7 +19,7 @@ import numpy as np
 
 from open_autoglm.errors import EngineError
 from open_autoglm.models.config import ModelConfig
-from open_autoglm.models.size import int8_bytes
+from open_autoglm.models.size import int8_bytes, kv_numbers_per_token
 
 _ROUNDS: Final = 5
 _MEGABYTE: Final = 1e6
@@ -79,8 +79,7 @@ class LatencyModel:
     def predict(self, config: ModelConfig) -> dict[str, float]:
         """A value for each of `targets.LIMITS`."""
         seconds, size = self.seconds(config), int8_bytes(config)
-        width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        cache = _KV_BYTES * width * config.max_position_embeddings
+        cache = _KV_BYTES * kv_numbers_per_token(config) * config.max_position_embeddings
         return {
             "latency_ms": 1000 * seconds,
             "tokens_per_s": self.workload.answer_tokens / seconds,

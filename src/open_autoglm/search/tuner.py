@@ -24,6 +24,7 @@ from open_autoglm.search.executors import Executor
 from open_autoglm.search.journal import CommittedJournal
 from open_autoglm.search.leaderboard import Entry
 from open_autoglm.search.plan import RUNGS, Plan, another_trial_pays
+from open_autoglm.search.plugin_sampler import PluginSampler
 from open_autoglm.search.space import Candidate, SearchSpace
 from open_autoglm.search.trial import REDUCTION, Rung, TrialOrder, TrialRecord
 
@@ -76,7 +77,8 @@ class TrialOutcome:
 class Tuner:
     """One search in one folder, which this process holds locked.
 
-    mean_length: tokens of an example. executor: where trials run.
+    mean_length: tokens of an example. executor: where trials run. sampler: a plugin that proposes trials after the
+    first, in place of TPE.
     """
 
     def __init__(
@@ -88,7 +90,9 @@ class Tuner:
         *,
         mean_length: float,
         watcher: Watcher,
+        sampler: str | None = None,
     ) -> None:
+        self._sampler = None if sampler is None else PluginSampler(sampler)
         self.folder, self.space, self.plan = folder, space, plan
         self._executor, self._mean_length, self._watcher = executor, mean_length, watcher
         self._journal = CommittedJournal(folder)
@@ -171,6 +175,9 @@ class Tuner:
         self._study.sampler = _sampler(self.space, number)
         if number == 0:
             self._study.enqueue_trial(space.check(self.space.defaults))
+        elif self._sampler is not None:
+            ended = [(dict(trial.params), record.value) for trial, record in self._records()]
+            self._study.enqueue_trial(self._sampler.propose(space, ended, self.space.seed * 10_007 + number))
         elif number <= _NEAR_DEFAULT:
             generator = np.random.default_rng((self.space.seed, number))
             self._study.enqueue_trial(dict(space.near(space.check(self.space.defaults), generator)))

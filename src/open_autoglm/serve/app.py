@@ -33,6 +33,7 @@ from open_autoglm.serve.watching.watch_gate import WatchGate
 if TYPE_CHECKING:
     from open_autoglm.engine import LLM
     from open_autoglm.serve.grpc.grpc_server import GrpcServer
+    from open_autoglm.serve.pipelines.pipeline_desk import PipelineDesk
 
 
 def create_app(llm: LLM, settings: ServeSettings) -> Starlette:
@@ -55,8 +56,8 @@ def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | 
 
     `app.state` has `models`, `guards` and `watch`; with a `grpc_port` also the gRPC twin, `grpc`, which it starts and
     stops too. tls: for that one.
-    Raises ConfigurationError or StorageError for a key file that cannot be used, ConfigurationError for traces that
-    cannot be sent.
+    Raises ConfigurationError or StorageError for a key file, or a folder or database of pipelines, that cannot be
+    used, ConfigurationError for traces that cannot be sent.
     """
     watch = Watch(models, settings.watching)
 
@@ -68,6 +69,8 @@ def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | 
                 await beside.start()
             yield
         finally:
+            if desk is not None:
+                desk.close()
             if beside is not None:
                 await beside.stop()
             await models.stop()
@@ -86,11 +89,22 @@ def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | 
     app.add_route("/v1/classify", ClassifyRoute(models, settings).answer, methods=["POST"])
     app.add_route("/tokenize", TokenizeRoutes(models, settings).tokenize, methods=["POST"])
     app.add_route("/detokenize", TokenizeRoutes(models, settings).detokenize, methods=["POST"])
-    add_docs_routes(app)
+    desk = None if settings.pipelines.pipelines is None else _pipelines(app, settings)
+    add_docs_routes(app, with_pipelines=desk is not None)
     add_health_routes(app, models)
     add_metrics_route(app, watch)
     mount_playground(app)
     return app
+
+
+def _pipelines(app: Starlette, settings: ServeSettings) -> PipelineDesk:
+    try:
+        from open_autoglm.serve.pipelines.mount import mount_pipelines
+    except ImportError as error:
+        raise ConfigurationError(
+            f"--pipelines needs packages that are not installed ({error.name}): pip install 'open-autoglm[pipeline]'"
+        ) from None
+    return mount_pipelines(app, settings)
 
 
 def _grpc_server(models: Models, guards: Guards, watch: Watch, tls: ServerContext | None) -> GrpcServer:

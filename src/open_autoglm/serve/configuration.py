@@ -55,6 +55,7 @@ class Configuration:
             METRICS_ROUTE,
             PUBLIC_ROUTES,  # these load much that a command line need not
         )
+        from open_autoglm.serve.pipelines.pipelines_page import PAGE_PATH
         from open_autoglm.serve.routes.playground_route import PLAYGROUND_PREFIX
 
         rows: list[tuple[str, str]] = []
@@ -66,8 +67,10 @@ class Configuration:
             text = f"{'  ' * len(section)}{item.name}: {_shown(item, item.of(self.settings))}"
             rows.append((text, f"# {self.origins.get(item.path, DEFAULT_ORIGIN)}"))
         width = max(len(text) for text, origin in rows if origin)
-        public = [route for route in PUBLIC_ROUTES if not route.startswith(PLAYGROUND_PREFIX)]
+        public = [route for route in PUBLIC_ROUTES if not route.startswith((PLAYGROUND_PREFIX, PAGE_PATH))]
         public.append(PLAYGROUND_PREFIX + "*")
+        if self.settings.pipelines.pipelines is not None:
+            public += [PAGE_PATH, f"{PAGE_PATH}/*"]
         if self.settings.watching.metrics_public:
             public.append(METRICS_ROUTE)
         head = f"# without a key answer, to GET and HEAD: {' '.join(public)}"

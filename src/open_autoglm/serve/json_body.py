@@ -21,7 +21,7 @@ async def read_json_object(request: Request, max_body: int) -> dict[str, Any]:
     Raises HttpError 413 for a longer body, RequestError for anything but a JSON object in UTF-8, for infinite and
     undefined numbers, for nesting deeper than 128, and for halves of surrogate pairs.
     """
-    return json_object(await _read(request, max_body))
+    return json_object(await read_body(request, max_body))
 
 
 def json_object(body: bytes, what: str = "the body", parameter: str | None = None) -> dict[str, Any]:
@@ -54,7 +54,8 @@ def json_object(body: bytes, what: str = "the body", parameter: str | None = Non
     return value
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body. Raises HttpError 413 for one of more than `limit` bytes."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and len(announced) < 20 and int(announced) > limit:
         raise _too_large(limit)

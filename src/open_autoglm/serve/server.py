@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,7 @@ from open_autoglm.serve.guards.connection_limits import connection_options, with
 from open_autoglm.serve.guards.reload import reload_on_hangup
 from open_autoglm.serve.guards.transport_security import ServerContext
 from open_autoglm.serve.models.model_client import Models
+from open_autoglm.serve.pid_file import PidFile
 from open_autoglm.serve.settings import ServeSettings
 from open_autoglm.serve.watching.log_output import logging_to_stderr
 
@@ -79,12 +80,14 @@ def run_server(
     *,
     tls: ServerContext | None = None,
     reread: Callable[[], ServeSettings] | None = None,
+    reload_models: Callable[[], Awaitable[str]] | None = None,
+    pid_file: PidFile | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; answers in work get `settings.drain_seconds` to end, a second signal ends them.
 
     listener: where to listen. started: the program's begin by `time.monotonic`. tls: as `tls_context` made it.
-    reread: reads the settings again, on SIGHUP. The log goes to stderr; one line of it says the URL when the server is
-    ready.
+    reread: reads the settings again, on SIGHUP; reload_models: takes the models anew then. pid_file: written once
+    SIGHUP does that. The log goes to stderr; one line of it says the URL when the server is ready.
     Raises ConfigurationError or StorageError for a key file that cannot be used, and what loading the models raises.
     """
     settings = with_open_files(settings)
@@ -104,7 +107,9 @@ def run_server(
         seconds = time.monotonic() - started
         if reread is not None:
             read = reread
-            reload_on_hangup(app.state.guards, tls, lambda: with_open_files(read()))
+            reload_on_hangup(app.state.guards, tls, lambda: with_open_files(read()), reload_models)
+            if pid_file is not None:
+                pid_file.write()
         url, names = _url(listener, is_encrypted=tls is not None), ", ".join(models.names())
         beside = "" if app.state.grpc is None else f", gRPC at {app.state.grpc.address}"
         _log.info("ready: %s serves %s%s (started in %.1f s)", url, names, beside, seconds)

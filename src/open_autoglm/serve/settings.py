@@ -18,6 +18,7 @@ from open_autoglm.serve.guards.guard_settings import (
     TlsSettings,
 )
 from open_autoglm.serve.option_fields import option
+from open_autoglm.serve.pipelines.pipeline_settings import PipelineSettings
 from open_autoglm.serve.watching.watch_settings import WatchSettings
 
 DEFAULT_HOST: Final = "127.0.0.1"
@@ -59,6 +60,7 @@ class ServeSettings:
     tls: TlsSettings = field(default_factory=TlsSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
     watching: WatchSettings = field(default_factory=WatchSettings)
+    pipelines: PipelineSettings = field(default_factory=PipelineSettings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -116,6 +118,13 @@ def open_socket(settings: ServeSettings) -> socket.socket:
         raise ConfigurationError(
             f"other machines can reach {host}, and no API key is set: give --api-key (or {API_KEY_VARIABLE}) or "
             f"--api-keys, listen on {DEFAULT_HOST}, or say --allow-unauthenticated if everybody may use the model"
+        )
+    is_local = all(address.is_loopback for address, _ in found)
+    if settings.pipelines.pipelines is not None and not settings.asks_for_a_key and not is_local:
+        # Who may start pipelines may run whatever their stages do, so this is never open to other machines.
+        raise ConfigurationError(
+            f"other machines can reach {host}, and --pipelines lets callers start work on this one: give --api-key "
+            f"or --api-keys, or listen on {DEFAULT_HOST}"
         )
     family, kind, protocol, _, address = found[0][1]
     listener = socket.socket(family, kind, protocol)

@@ -129,7 +129,9 @@ def _open_events(folder: Path, purge_step: int | None) -> SummaryWriter | None:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError:
         return None
-    return SummaryWriter(str(folder), purge_step=purge_step, flush_secs=30)
+    # Its files are named by the second: a run that goes on within one would take the place of what was there.
+    number = len(list(folder.glob("events.*"))) if folder.is_dir() else 0
+    return SummaryWriter(str(folder), purge_step=purge_step, flush_secs=30, filename_suffix=f".{number:04d}")
 
 
 def _plain(value: float) -> float | None:

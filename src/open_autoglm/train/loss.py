@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -24,13 +24,15 @@ class TrainingBatch:
     """Whole sequences laid end to end.
 
     token_ids: int64[total]. lengths: int64[k]. places: int64[n], the tokens after which a token counts.
-    weights: float32[n], what each of these counts; None when each counts one.
+    weights: float32[n], what each of these counts; None when each counts one. chosen: int64[k], the sequences' indices
+    among the examples.
     """
 
     token_ids: Tensor
     lengths: Tensor
     places: Tensor
     weights: Tensor | None
+    chosen: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @cached_property
     def weight(self) -> float:
@@ -64,7 +66,27 @@ def lay_out_batch(
         torch.from_numpy(lengths).to(device),
         torch.from_numpy(places).to(device),
         weights,
+        np.asarray(chosen),
     )
+
+
+class Objective(Protocol):
+    """What a training run makes smaller."""
+
+    def __call__(self, model: GlmForCausalLM, batch: TrainingBatch) -> Tensor:
+        """The loss of a batch as a scalar in float32: a sum, in which each token counts by its weight."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The usual objective: `batch_loss`."""
+
+    label_smoothing: float = 0.0
+
+    def __call__(self, model: GlmForCausalLM, batch: TrainingBatch) -> Tensor:
+        """As `batch_loss`."""
+        return batch_loss(model, batch, label_smoothing=self.label_smoothing)
 
 
 def batch_loss(model: GlmForCausalLM, batch: TrainingBatch, *, label_smoothing: float = 0.0) -> Tensor:

@@ -19,7 +19,7 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "optimizer": ("adamw", "muon"),
     "schedule": SCHEDULES,
     "precision": ("auto", "float32", "bfloat16"),
-    "initialization": ("scaled_normal", "normal", "xavier", "he", "zero_residual"),
+    "initialization": ("copying", "scaled_normal", "normal", "xavier", "he", "zero_residual"),
 }
 """The words that some settings may be."""
 
@@ -80,7 +80,7 @@ class TrainingSettings:
     ema_decay: float = 0.0
     accumulation_steps: int = 1
     precision: str = "auto"
-    initialization: str = "scaled_normal"
+    initialization: str = "copying"
     width_transfer: WidthTransfer | None = None
     activation_checkpointing: bool = False
     compile: bool = False

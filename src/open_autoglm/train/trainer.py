@@ -22,8 +22,9 @@ from open_autoglm.train.checkpoint import Progress, load_checkpoint, save_checkp
 from open_autoglm.train.curves import CurveWriter
 from open_autoglm.train.divergence import MOST_RESTARTS, DivergenceWatch, explain_bad_batch
 from open_autoglm.train.loss import (
+    CrossEntropy,
+    Objective,
     answer_loss,
-    batch_loss,
     bf16_is_fast,
     lay_out_batch,
     validation_loss,
@@ -109,7 +110,7 @@ class Trainer:
     folder: `checkpoint.safetensors` is written there, and read when it exists: the run then goes on as if it had
     never stopped, since the order of samples and the dropout masks depend on seed, epoch and step alone. The weights
     with the lowest validation loss are in `best.safetensors`, the curves in `curve.jsonl`.
-    events: write TensorBoard's event files too.
+    events: write TensorBoard's event files too. objective: cross-entropy if not given; the validation loss always is.
     """
 
     def __init__(
@@ -121,7 +122,9 @@ class Trainer:
         folder: Path,
         *,
         events: bool = False,
+        objective: Objective | None = None,
     ) -> None:
+        self.objective = objective or CrossEntropy(settings.label_smoothing)
         self.model, self.settings, self.source, self.valid, self.folder = model, settings, source, valid, folder
         self.checkpoint_path = folder / "checkpoint.safetensors"
         self.best_path = folder / "best.safetensors"
@@ -269,7 +272,7 @@ class Trainer:
         value = 0.0
         for batch in batches:
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-                loss = batch_loss(self.model, batch, label_smoothing=settings.label_smoothing) / weight
+                loss = self.objective(self.model, batch) / weight
             loss.backward()
             value += float(loss.detach())
         norm = float(torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, settings.gradient_clip))

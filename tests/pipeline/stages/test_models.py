@@ -116,3 +116,15 @@ def test_what_is_wrong_is_said(invoke: Invoke, extraction: Path) -> None:
         invoke("glm_router", {"model": str(extraction)}, {"records": [{"id": 1, "a": "x", "b": "y"}]})
     with pytest.raises(PipelineError, match="record 1 has no field 'bodi'; did you mean 'body'"):
         invoke("glm_router", {"model": str(extraction), "input": "bodi"}, {"records": [{"id": 1, "body": "y"}]})
+
+
+def test_samples_are_a_list_that_a_vote_can_take(invoke: Invoke, extraction: Path) -> None:
+    config = {"model": str(extraction), "samples": 3, "temperature": 1.5, "confidence": True}
+    out = invoke("glm_router", config, {"records": RECORDS["records"][:2]})
+    for record in out["records"]:
+        assert [set(json.loads(answer)) for answer in record["answer"]] == [{"intent", "slots"}] * 3
+        assert len(record["confidence"]) == 3
+    voted = invoke("vote", {"samples": "answer", "rule": "plurality", "on_tie": "first"}, out)["records"]
+    assert all(record["answer"] in given["answer"] for record, given in zip(voted, out["records"], strict=True))
+    with pytest.raises(ValidationError, match="need a temperature"):
+        invoke("glm_router", {"model": str(extraction), "samples": 3}, RECORDS)

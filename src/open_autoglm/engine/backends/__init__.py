@@ -13,10 +13,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from open_autoglm.engine.batch import Batch
-from open_autoglm.errors import EngineError
-
-BACKENDS: Final = ("native", "torch", "onnx")
-"""In the order in which `auto` prefers them on a CPU."""
+from open_autoglm.engine.options import BACKENDS
+from open_autoglm.errors import EngineError, OpenAutoGLMError
+from open_autoglm.plugins.registry import PluginRegistry
 
 WEIGHTS: Final = ("float32", "int8", "int4")
 DTYPES: Final = ("float32", "bfloat16")
@@ -138,7 +137,7 @@ def choose_backend(name: str = "auto", *, weights: str = "float32") -> BackendCh
     """
     if name != "auto":
         if name not in BACKENDS:
-            raise EngineError(f"unknown engine backend '{name}'; choose one of: auto, {', '.join(BACKENDS)}")
+            raise _unknown(name)
         return BackendChoice(name, "as asked for")
     # The driver's file is looked at first, because loading PyTorch only to learn that there is no GPU takes seconds.
     if weights == "float32" and _NVIDIA_DRIVER.is_file() and availability("torch")[0]:
@@ -163,7 +162,7 @@ def load_backend(
     kv_dtype: str = "auto",
     threads: int | None = None,
 ) -> Backend:
-    """Load the model in `folder` into the backend called `name`, or into the one that `auto` means here.
+    """Load the model in `folder` into the backend called `name`, ours or a plugin, or the one that `auto` means here.
 
     weights: `float32`, `int8` or `int4`. dtype: of the computation, `float32` or `bfloat16`. kv_dtype: of the KV
     cache, `float32`, `bfloat16` or `int8`; the backend's own choice with `auto`.
@@ -181,6 +180,10 @@ def load_backend(
             raise EngineError(f"unknown {what} '{value}'; choose one of: {', '.join(known)}")
     if threads is not None and threads < 1:
         raise EngineError(f"threads must be at least 1, not {threads}")
+    if plugin_digest(name) is not None:
+        return _load_plugin(
+            name, folder, {"weights": weights, "dtype": dtype, "kv_dtype": kv_dtype, "threads": threads}
+        )
     choice = choose_backend(name, weights=weights)
     if choice.passed_over:
         _warn_once(f"{choice.passed_over}; {choice.name} is used instead")
@@ -192,9 +195,37 @@ def load_backend(
     return module.load(folder, weights=weights, dtype=dtype, kv_dtype=kv_dtype, threads=threads)
 
 
+def plugin_digest(name: str) -> str | None:
+    """Of the content of the plugin that is a backend of this name; None for ours, which come first, and no plugin."""
+    if name in ("auto", *BACKENDS):
+        return None
+    found = PluginRegistry().enabled("backend").get(name)
+    return None if found is None else found.digest
+
+
 def wrap_model(model: Any) -> Backend:
     """The torch backend over a `GlmForCausalLM` that is already in memory."""
     return _import_backend("torch").TorchBackend(model)
+
+
+def _load_plugin(name: str, folder: Path, options: dict[str, Any]) -> Backend:
+    plugin = PluginRegistry().make("backend", name)
+    try:
+        backend = plugin.load(folder, options)
+    except OpenAutoGLMError:
+        raise
+    except Exception as error:
+        raise EngineError(
+            f"the backend '{name}', a plugin, cannot load {folder}: {type(error).__name__}: {error}"
+        ) from error
+    if missing := [one for one in ("allocate", "step", "vocab_size", "max_positions") if not hasattr(backend, one)]:
+        raise EngineError(f"the backend '{name}', a plugin, gave a {type(backend).__name__} without '{missing[0]}'")
+    return backend
+
+
+def _unknown(name: str) -> EngineError:
+    known = ("auto", *BACKENDS, *PluginRegistry().enabled("backend"))
+    return EngineError(f"unknown engine backend '{name}'; choose one of: {', '.join(known)}")
 
 
 @functools.cache
@@ -210,7 +241,7 @@ def _import_backend(name: str) -> Any:
     Raises EngineError when its library is missing or broken.
     """
     if name not in BACKENDS:
-        raise EngineError(f"unknown engine backend '{name}'; choose one of: auto, {', '.join(BACKENDS)}")
+        raise _unknown(name)
     module = f"{__name__}.{name}_backend"
     try:
         return importlib.import_module(module)

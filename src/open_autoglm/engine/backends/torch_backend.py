@@ -17,6 +17,7 @@ from open_autoglm.engine.memory import available_memory
 from open_autoglm.errors import EngineError
 from open_autoglm.models.checkpoint import load_model
 from open_autoglm.models.glm import GlmForCausalLM
+from open_autoglm.models.size import kv_numbers_per_token
 
 _WASTE: Final = 4
 """Sequences share one padded attention call while none needs less than this fraction of the largest's work."""
@@ -113,9 +114,7 @@ class TorchBackend:
 
     def bytes_per_block(self, block_size: int) -> int:
         """Memory of one KV block over all layers."""
-        config = self._model.config
-        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        return block_size * per_token * self._kv_dtype.itemsize
+        return block_size * kv_numbers_per_token(self._model.config) * self._kv_dtype.itemsize
 
     def free_memory(self) -> int:
         """Bytes that the KV cache could take, on the model's device."""

@@ -15,9 +15,8 @@ import numpy as np
 
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.onnx import signature
-from open_autoglm.models.onnx.experts import write_experts
 from open_autoglm.models.onnx.graph import GraphWriter
-from open_autoglm.models.onnx.linear import LinearWriter
+from open_autoglm.models.onnx.layers import LayerWriter
 from open_autoglm.models.weights import WeightReader
 
 _HIDDEN_SCORE: Final = float(np.finfo(np.float32).min)
@@ -45,9 +44,9 @@ def write_decoder(graph: GraphWriter, reader: WeightReader, weights: str) -> Non
 
 class _Decoder:
     def __init__(self, graph: GraphWriter, reader: WeightReader, weights: str) -> None:
-        self._graph, self._reader = graph, reader
+        self._graph = graph
         self._config: ModelConfig = reader.config
-        self._linear = LinearWriter(graph, reader, weights)
+        self._layers = LayerWriter(graph, reader, weights)
 
     def write(self) -> None:
         graph, config = self._graph, self._config
@@ -55,14 +54,14 @@ class _Decoder:
         step = self._write_step()
         output_rows = graph.input(signature.OUTPUT_ROWS, np.int64, ["outputs"])
         logit_rows = graph.input(signature.LOGIT_ROWS, np.int64, ["logits"])
-        hidden = self._linear.embedding(token_ids, "model.embed_tokens")
+        hidden = self._layers.linear.embedding(token_ids, "model.embed_tokens")
         for layer in range(config.num_hidden_layers):
             mixed = self._attend(layer, hidden, step)
             if layer == config.num_hidden_layers - 1:  # nothing after it needs the other tokens
                 mixed, hidden = graph.node("Gather", mixed, output_rows), graph.node("Gather", hidden, output_rows)
-            hidden = self._rest_of_layer(layer, hidden, mixed)
-        states = self._norm(hidden, "model.norm")
-        logits = self._linear.output(graph.node("Gather", states, logit_rows), "lm_head")
+            hidden = self._layers.rest_of_layer(layer, hidden, mixed)
+        states = self._layers.norm(hidden, "model.norm")
+        logits = self._layers.linear.output(graph.node("Gather", states, logit_rows), "lm_head")
         graph.node("Identity", logits, output=signature.LOGITS)
         graph.output(signature.LOGITS, np.float32, ["logits", config.vocab_size])
         graph.node("Identity", states, output=signature.HIDDEN_STATES)
@@ -116,22 +115,12 @@ class _Decoder:
             mask=graph.node("Where", visible, graph.constant(0, np.float32), hidden_score),
         )
 
-    def _norm(self, hidden: str, module: str) -> str:
-        weight = self._graph.weight(f"{module}.weight", self._reader.dense(f"{module}.weight").float32())
-        return self._graph.node("RMSNormalization", hidden, weight, axis=-1, epsilon=self._config.rms_norm_eps)
-
     def _attend(self, layer: int, hidden: str, step: _Step) -> str:
         """hidden: float[tokens, hidden_size]. Returns float[tokens, heads * head_dim], before the output matrix."""
-        graph, config, prefix = self._graph, self._config, f"model.layers.{layer}"
+        graph, config = self._graph, self._config
         heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        shared, module = heads // kv_heads, f"{prefix}.self_attn"
-        normed = self._norm(hidden, f"{prefix}.input_layernorm")
-        row = self._linear(normed, *(f"{module}.{name}" for name in ("q_proj", "k_proj", "v_proj")))
-        sizes = graph.constant([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim])
-        query, key, value = graph.node_with_outputs("Split", row, sizes, count=3, axis=1)
-        if config.use_qk_norm:
-            query = self._norm_heads(query, f"{module}.q_norm", heads)
-            key = self._norm_heads(key, f"{module}.k_norm", kv_heads)
+        shared = heads // kv_heads
+        query, key, value = self._layers.query_key_value(layer, hidden)
         query = self._rotate(query, heads, step)
         key = graph.node("Reshape", self._rotate(key, kv_heads, step), graph.constant([-1, kv_heads, head_dim]))
         value = graph.node("Reshape", value, graph.constant([-1, kv_heads, head_dim]))
@@ -165,38 +154,7 @@ class _Decoder:
         gathered = graph.node("Gather", stored, signature.BLOCK_TABLES, axis=1)
         return graph.node("Reshape", gathered, graph.constant([config.num_key_value_heads, 0, -1, config.head_dim]))
 
-    def _norm_heads(self, row: str, module: str, heads: int) -> str:
-        graph, head_dim = self._graph, self._config.head_dim
-        normed = self._norm(graph.node("Reshape", row, graph.constant([-1, heads, head_dim])), module)
-        return graph.node("Reshape", normed, graph.constant([-1, heads * head_dim]))
-
     def _rotate(self, row: str, heads: int, step: _Step) -> str:
         """row: float[tokens, heads * head_dim]. Returns float[1, tokens, heads * head_dim]."""
-        graph, config = self._graph, self._config
-        return graph.node(
-            "RotaryEmbedding",
-            graph.node("Unsqueeze", row, graph.constant([0])),
-            step.cosines,
-            step.sines,
-            num_heads=heads,
-            rotary_embedding_dim=config.rotary_dim,
-            interleaved=int(config.interleaved_rotary),
-        )
-
-    def _rest_of_layer(self, layer: int, hidden: str, mixed: str) -> str:
-        """hidden, mixed: float[n, ...] of the same tokens. Returns float[n, hidden_size]."""
-        graph, config, prefix = self._graph, self._config, f"model.layers.{layer}"
-        added = self._linear(mixed, f"{prefix}.self_attn.o_proj")
-        if config.sandwich_norm:
-            added = self._norm(added, f"{prefix}.post_self_attn_layernorm")
-        hidden = graph.node("Add", hidden, added)
-        normed = self._norm(hidden, f"{prefix}.post_attention_layernorm")
-        if config.is_moe_layer(layer):
-            added = write_experts(graph, self._linear, self._reader, normed, f"{prefix}.mlp")
-        elif config.is_mixture:
-            added = self._linear.feed_forward(normed, f"{prefix}.mlp", "gate_proj", "up_proj")
-        else:
-            added = self._linear.feed_forward(normed, f"{prefix}.mlp", "gate_up_proj")
-        if config.sandwich_norm:
-            added = self._norm(added, f"{prefix}.post_mlp_layernorm")
-        return graph.node("Add", hidden, added)
+        whole = self._graph.node("Unsqueeze", row, self._graph.constant([0]))
+        return self._layers.rotate(whole, heads, step.cosines, step.sines)

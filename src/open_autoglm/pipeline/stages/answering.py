@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -21,13 +21,10 @@ _TRANSIENT: Final = frozenset({408, 409, 425, 429})
 _LONGEST_REASON: Final = 300
 
 
-class ModelConfig(BaseModel):
+class ModelReference(BaseModel):
     """model: a bundle's folder or the NAME of runs/NAME; with url, what the server calls it. model_hint: the same, as
     a stage's own key in the file has it. url: of a server's API, such as http://127.0.0.1:8000/v1; without it our
     engine answers in this process. api_key: for the server; write ${secrets:NAME}.
-
-    input: the field with the text; the only text of a record if not given. output: the field for the answer.
-    on_error: a text that is refused ends the run, or its record says so in `error`.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -38,11 +35,6 @@ class ModelConfig(BaseModel):
     api_key: str | None = Field(default=None, repr=False)
     seconds: float = Field(default=120.0, gt=0, description="How long one answer of a server may take.")
     threads: int | None = Field(default=None, ge=1, description="Processor threads of our engine.")
-    input: str | None = None
-    output: str = "answer"
-    system: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    on_error: str = Field(default="raise", pattern="^(raise|record)$")
 
     @field_validator("url")
     @classmethod
@@ -52,7 +44,7 @@ class ModelConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _one_model(self) -> ModelConfig:
+    def _one_model(self) -> Self:
         if self.model is not None and self.model_hint is not None and self.model != self.model_hint:
             raise ValueError("model and model_hint name two models; give one")
         if self.name is None:
@@ -63,6 +55,21 @@ class ModelConfig(BaseModel):
     def name(self) -> str | None:
         """The model's name or folder."""
         return self.model or self.model_hint
+
+
+class ModelConfig(ModelReference):
+    """A model, and what is asked of it.
+
+    input: the field with the text; the only text of a record if not given. output: the field for the answer.
+    on_error: a text that is refused ends the run, or its record says so in `error`.
+    """
+
+    input: str | None = None
+    output: str = "answer"
+    system: str | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2, description="The model's own if not given.")
+    on_error: str = Field(default="raise", pattern="^(raise|record)$")
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,40 @@ def open_answerer(config: ModelConfig) -> Answerer:
     return LocalAnswerer(config) if config.url is None else RemoteAnswerer(config)
 
 
+class ModelServer:
+    """A server of OpenAI's API, over one connection."""
+
+    def __init__(self, config: ModelReference) -> None:
+        import httpx
+
+        self._url = config.url
+        headers = {} if config.api_key is None else {"Authorization": f"Bearer {config.api_key}"}
+        # Redirects are not followed: the key goes to the server that the file names and to no other.
+        self._client: httpx.Client = httpx.Client(
+            base_url=(config.url or "").rstrip("/") + "/", headers=headers, timeout=config.seconds,
+            follow_redirects=False, trust_env=False,
+        )  # fmt: skip
+
+    def post(self, path: str, request: Mapping[str, Any]) -> httpx.Response | str:
+        """The answer, or why the server refused what it was asked.
+
+        Raises ConnectionError for what may pass, ConfigurationError for what will not.
+        """
+        import httpx
+
+        try:
+            response = self._client.post(path, json=request)
+        except httpx.HTTPError as error:
+            raise ConnectionError(f"{self._url}: {type(error).__name__}: {error}") from None
+        if response.status_code in _TRANSIENT or response.status_code >= 500:
+            raise ConnectionError(f"{self._url} answered {response.status_code}: {_reason(response)}")
+        if response.status_code in (400, 413, 422):
+            return f"the server refused it with {response.status_code}: {_reason(response)}"
+        if response.status_code != 200:
+            raise ConfigurationError(f"{self._url} answered {response.status_code}: {_reason(response)}")
+        return response
+
+
 class LocalAnswerer:
     """Our engine in this process; many texts are one batch."""
 
@@ -112,6 +153,8 @@ class LocalAnswerer:
         options: dict[str, Any] = {}
         if self._config.max_tokens is not None:
             options["max_tokens"] = self._config.max_tokens
+        if self._config.temperature is not None:
+            options["temperature"] = self._config.temperature
         if confidence:
             options["logprobs"] = 0
         form = None
@@ -133,15 +176,8 @@ class RemoteAnswerer:
     """A server of OpenAI's API, asked for one text after the other over one connection."""
 
     def __init__(self, config: ModelConfig) -> None:
-        import httpx
-
         self._config = config
-        headers = {} if config.api_key is None else {"Authorization": f"Bearer {config.api_key}"}
-        # Redirects are not followed: the key goes to the server that the file names and to no other.
-        self._client: httpx.Client = httpx.Client(
-            base_url=(config.url or "").rstrip("/") + "/", headers=headers, timeout=config.seconds,
-            follow_redirects=False, trust_env=False,
-        )  # fmt: skip
+        self._server = ModelServer(config)
 
     def answer(
         self, texts: Sequence[str], *, schema: Mapping[str, Any] | None = None, confidence: bool = False
@@ -150,12 +186,12 @@ class RemoteAnswerer:
         return [self._one(text, schema, confidence) for text in texts]
 
     def _one(self, text: str, schema: Mapping[str, Any] | None, confidence: bool) -> Reply:
-        import httpx
-
         config = self._config
         request: dict[str, Any] = {"model": config.name, "messages": _messages(text, config.system)}
         if config.max_tokens is not None:
             request["max_tokens"] = config.max_tokens
+        if config.temperature is not None:
+            request["temperature"] = config.temperature
         if confidence:
             request["logprobs"] = True
         if schema is not None:
@@ -163,16 +199,9 @@ class RemoteAnswerer:
                 "type": "json_schema",
                 "json_schema": {"name": "answer", "schema": dict(schema), "strict": True},
             }
-        try:
-            response = self._client.post("chat/completions", json=request)
-        except httpx.HTTPError as error:
-            raise ConnectionError(f"{config.url}: {type(error).__name__}: {error}") from None
-        if response.status_code in _TRANSIENT or response.status_code >= 500:
-            raise ConnectionError(f"{config.url} answered {response.status_code}: {_reason(response)}")
-        if response.status_code in (400, 413, 422):
-            return Reply("", error=f"the server refused it with {response.status_code}: {_reason(response)}")
-        if response.status_code != 200:
-            raise ConfigurationError(f"{config.url} answered {response.status_code}: {_reason(response)}")
+        response = self._server.post("chat/completions", request)
+        if isinstance(response, str):
+            return Reply("", error=response)
         try:
             choice = response.json()["choices"][0]
             content = choice["message"]["content"] or ""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from open_autoglm.errors import PipelineError
 from open_autoglm.pipeline.context import StageContext
 from open_autoglm.pipeline.packet import Packet
-from open_autoglm.pipeline.stages.answering import Answerer, ModelConfig, checked, open_answerer
+from open_autoglm.pipeline.stages.answering import Answerer, ModelConfig, Reply, checked, open_answerer
 from open_autoglm.pipeline.stages.record_fields import RECORDS_SCHEMA, name_of, records_of, text_of, with_records
 
 _DEFAULT = ""
@@ -31,11 +31,12 @@ class GlmRouterConfig(ModelConfig):
     """confidence: give each record the mean probability of its answer's tokens. schema: that answers must fit.
 
     route_field, routes: the field whose value names the route of a record; a value without a route takes the
-    stage's own model.
+    stage's own model. samples: several answers to each text, as a list, for `vote`; give a temperature with it.
     """
 
     confidence: bool = False
     answer_schema: dict[str, Any] | None = None
+    samples: int = Field(default=1, ge=1, le=64)
     route_field: str | None = None
     routes: dict[str, Route] = Field(default_factory=dict)
 
@@ -43,6 +44,8 @@ class GlmRouterConfig(ModelConfig):
     def _routes_have_a_field(self) -> GlmRouterConfig:
         if bool(self.routes) != (self.route_field is not None):
             raise ValueError("routes need a route_field that names one, and a route_field needs routes")
+        if self.samples > 1 and not self.temperature:
+            raise ValueError("several samples need a temperature above 0, or all are the same")
         return self
 
 
@@ -65,16 +68,23 @@ class GlmRouter:
         for route, group in groups.items():
             if context.cancelled():
                 raise PipelineError("stopped")
-            texts = [text_of(record, config.input) for record in group]
+            asked = [record for record in group for _ in range(config.samples)]
+            texts = [text_of(record, config.input) for record in asked]
             replies = self._answerer(route).answer(texts, schema=config.answer_schema, confidence=config.confidence)
-            names = [name_of(record) for record in group]
-            for record, reply in zip(group, checked(replies, names, config.on_error), strict=True):
-                record[config.output] = reply.text if reply.error is None else None
-                if config.confidence:
-                    record["confidence"] = reply.confidence
-                if config.on_error == "record":
-                    record["error"] = reply.error
+            replies = checked(replies, [name_of(record) for record in asked], config.on_error)
+            for index, record in enumerate(group):
+                self._write(record, replies[index * config.samples : (index + 1) * config.samples])
         return with_records(packet, context, records)
+
+    def _write(self, record: dict[str, Any], replies: Sequence[Reply]) -> None:
+        config = self._config
+        answers = [reply.text if reply.error is None else None for reply in replies]
+        sure = [reply.confidence for reply in replies]
+        record[config.output] = answers if config.samples > 1 else answers[0]
+        if config.confidence:
+            record["confidence"] = sure if config.samples > 1 else sure[0]
+        if config.on_error == "record":
+            record["error"] = next((reply.error for reply in replies if reply.error is not None), None)
 
     def _route(self, record: Mapping[str, Any]) -> str:
         field = self._config.route_field

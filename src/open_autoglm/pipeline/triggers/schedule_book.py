@@ -37,6 +37,19 @@ class Schedule:
         """The next one after now, in UTC; None for what no clock starts."""
         return None if self.cron is None else next(firings(self.cron, self.timezone, now), None)
 
+    def summary(self, now: datetime.datetime) -> dict[str, Any]:
+        """It as JSON. next: the moment of its next firing, in UTC."""
+        following = None if self.paused else self.next_firing(now)
+        return {
+            "pipeline": self.pipeline,
+            "cron": self.cron,
+            "after": self.after,
+            "timezone": self.timezone,
+            "missed": self.missed,
+            "paused": self.paused,
+            "next": None if following is None else following.strftime("%Y-%m-%d %H:%M"),
+        }
+
 
 @dataclass(frozen=True)
 class Firing:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.storage import explained, write_private
 
-SCOPES: Final = ("chat", "embed", "classify", "tokenize", "models", "metrics", "admin")
+SCOPES: Final = ("chat", "embed", "classify", "tokenize", "models", "metrics", "pipelines", "admin")
 """What a key can be good for; `admin` is every route that has no scope of its own."""
 DEFAULT_SCOPES: Final = ("chat", "embed", "classify", "tokenize", "models")
 KEY_PREFIX: Final = "oag-"

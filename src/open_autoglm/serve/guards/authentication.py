@@ -17,10 +17,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from open_autoglm.errors import OpenAutoGLMError
 from open_autoglm.serve.error_shape import HttpError, error_response
 from open_autoglm.serve.guards.api_keys import SCOPES, ApiKey, KeyLimits, digest_of_key, read_keys
+from open_autoglm.serve.pipelines.pipelines_page import PAGE_PATHS
 from open_autoglm.serve.routes.playground_route import PLAYGROUND_PATHS
 
-PUBLIC_ROUTES: Final = ("/health", "/ready", *PLAYGROUND_PATHS)
-"""What answers GET and HEAD without a key: the probes, and the playground's files, which hold no secret."""
+PUBLIC_ROUTES: Final = ("/health", "/ready", *PLAYGROUND_PATHS, *PAGE_PATHS)
+"""What answers GET and HEAD without a key: the probes, and the files of our pages, which hold no secret."""
 SCOPE_OF_ROUTE: Final = (
     ("/v1/chat", "chat"),
     ("/v1/completions", "chat"),
@@ -29,6 +30,9 @@ SCOPE_OF_ROUTE: Final = (
     ("/v1/models", "models"),
     ("/tokenize", "tokenize"),
     ("/detokenize", "tokenize"),
+    ("/v1/pipelines", "pipelines"),
+    ("/v1/runs", "pipelines"),
+    ("/v1/schedules", "pipelines"),
     ("/metrics", "metrics"),
     ("/docs", "models"),
     ("/openapi.json", "models"),
@@ -38,6 +42,7 @@ METRICS_ROUTE: Final = "/metrics"
 """Public too, where the operator says so."""
 _PUBLIC: Final = frozenset(PUBLIC_ROUTES)
 _METRICS_PUBLIC: Final = "metrics_public"
+_SIGNED: Final = "signed"
 _CHECK_SECONDS: Final = 1.0
 """How often the key file is looked at."""
 
@@ -182,7 +187,7 @@ class KeyGate:
             await self._app(scope, receive, send)
             return
         ring = self._ring()
-        if ring.is_open or is_public(scope):
+        if ring.is_open or is_public(scope) or scope.get("state", {}).get(_SIGNED) is True:
             await self._app(scope, receive, send)
             return
         try:
@@ -208,3 +213,9 @@ def let_metrics_be_read(scope: Scope) -> None:
     """Take a request for /metrics for a public one."""
     state: dict[str, Any] = scope.setdefault("state", {})
     state[_METRICS_PUBLIC] = True
+
+
+def let_sender_sign(scope: Scope) -> None:
+    """Ask for no key: the route looks at the sender's signature. The limits of its address hold."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    state[_SIGNED] = True

@@ -13,7 +13,13 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from open_autoglm.errors import ConfigurationError
-from open_autoglm.serve.guards.authentication import METRICS_ROUTE, KeyGate, KeyRing, let_metrics_be_read
+from open_autoglm.serve.guards.authentication import (
+    METRICS_ROUTE,
+    KeyGate,
+    KeyRing,
+    let_metrics_be_read,
+    let_sender_sign,
+)
 from open_autoglm.serve.guards.browser_guard import BrowserPolicy, CorsGate, HostGate, SecurityHeaders, local_hosts
 from open_autoglm.serve.guards.cache_gate import CacheGate, IdentifyModel, ModelIdentity
 from open_autoglm.serve.guards.client_address import networks
@@ -25,6 +31,7 @@ from open_autoglm.serve.guards.redis_cache import RedisCache
 from open_autoglm.serve.guards.request_limits import HeaderLimits, RequestTimeout
 from open_autoglm.serve.guards.response_cache import MemoryCache
 from open_autoglm.serve.option_fields import options_of
+from open_autoglm.serve.pipelines.pipeline_settings import HOOKS_PREFIX
 from open_autoglm.serve.settings import ServeSettings, is_loopback
 
 
@@ -130,6 +137,7 @@ class _GuardChain:
     def __init__(self, app: ASGIApp, guards: Guards) -> None:
         self._app, self._guards = app, guards
         self._guarded = guards.around(app)
+        self._takes_webhooks = guards.settings.pipelines.pipelines is not None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass start and stop on, and requests through the guards."""
@@ -138,6 +146,8 @@ class _GuardChain:
             return
         if scope["path"] == METRICS_ROUTE and self._guards.settings.watching.metrics_public:
             let_metrics_be_read(scope)
+        if self._takes_webhooks and scope["method"] == "POST" and scope["path"].startswith(HOOKS_PREFIX):
+            let_sender_sign(scope)
         await self._guarded(scope, receive, send)
         self._guards.tick()
 

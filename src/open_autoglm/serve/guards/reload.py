@@ -7,7 +7,7 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from open_autoglm.errors import OpenAutoGLMError
@@ -20,15 +20,33 @@ _NOTHING: Final = "nothing changed"
 _log = logging.getLogger("open_autoglm.serve.server")
 
 
-def reload_on_hangup(guards: Guards, context: ServerContext | None, reread: Callable[[], ServeSettings]) -> None:
+def reload_on_hangup(
+    guards: Guards,
+    context: ServerContext | None,
+    reread: Callable[[], ServeSettings],
+    reload_models: Callable[[], Awaitable[str]] | None = None,
+) -> None:
     """From now on SIGHUP reads the settings again, within the running event loop.
 
     What cannot be used is told in the log, and the settings stay as they were. context: of TLS, whose certificate is
-    read again too. Does nothing outside the main thread, where signals do not arrive.
+    read again too. reload_models: takes the models anew, and gives a line that says what came of it. Does nothing
+    outside the main thread, where signals do not arrive.
     """
     if threading.current_thread() is threading.main_thread():
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, lambda: _say(reload(guards, context, reread)))
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def models() -> None:
+            if reload_models is not None:
+                _say(await reload_models())
+
+        def hung_up() -> None:
+            _say(reload(guards, context, reread))
+            task = loop.create_task(models())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, hung_up)
 
 
 def reload(guards: Guards, context: ServerContext | None, reread: Callable[[], ServeSettings]) -> str:

@@ -79,7 +79,7 @@ class ModelStatus:
     is_ready: whether a real step succeeded within the last seconds. reason: why it is down, for people.
     created: seconds since 1970.
     num_loads, num_evictions: how often a pool loaded it, and let it go to make room. num_restarts: how often its
-    process was started again after it had ended.
+    process was started again after it had ended. version: of the bundle that is loaded, or was loaded last.
     """
 
     name: str
@@ -94,6 +94,7 @@ class ModelStatus:
     num_loads: int = 0
     num_evictions: int = 0
     num_restarts: int = 0
+    version: str | None = None
 
 
 class Models(Protocol):
@@ -148,11 +149,11 @@ class StartedModel(ModelClient, Protocol):
 class OneModel:
     """`Models` with a single model, loaded for as long as the server runs.
 
-    name: what clients call it; its own name if not given.
+    name: what clients call it; its own name if not given. version: of its bundle.
     """
 
-    def __init__(self, model: StartedModel, name: str | None, created: int) -> None:
-        self._model, self._name, self._created = model, name, created
+    def __init__(self, model: StartedModel, name: str | None, created: int, version: str | None = None) -> None:
+        self._model, self._name, self._created, self._version = model, name, created, version
         self._started = False
 
     @property
@@ -192,6 +193,7 @@ class OneModel:
                 reason=model.reason,
                 num_loads=1,
                 num_restarts=model.num_restarts,
+                version=self._version,
             )
         ]
 

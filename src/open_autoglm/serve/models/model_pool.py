@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from open_autoglm.engine.memory import available_memory
-from open_autoglm.engine.model_paths import find_model, size_of_model
+from open_autoglm.engine.model_paths import find_model, size_of_model, version_of_model
 from open_autoglm.engine.orders import ModelCard
 from open_autoglm.errors import ConfigurationError, EngineError, OpenAutoGLMError
 from open_autoglm.serve.models.engine_process import EngineProcess, EngineWatch
@@ -24,6 +24,7 @@ _RESERVE: Final = 128 * 1024 * 1024
 """Bytes of memory that stay free; idle models leave for it."""
 _PROCESS_BYTES: Final = 100 * 1024 * 1024
 _LOOK_SECONDS: Final = 5.0
+_LEAVE_SECONDS: Final = 0.05
 _LONGEST_REFUSAL: Final = 60.0
 
 
@@ -80,6 +81,7 @@ class _Slot:
     loads: int = 0
     evictions: int = 0
     restarts: int = 0
+    version: str | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -114,16 +116,10 @@ class ModelPool:
     ) -> None:
         self._limits, self._watch, self._max_queued = limits or PoolLimits(), watch, max_queued
         self._free_memory = free_memory
-        self._slots: dict[str, _Slot] = {}
-        self._own_name: dict[str, str] = {}
-        for entry in entries:
-            for name in (entry.name, *entry.aliases):
-                if name in self._own_name:
-                    raise ConfigurationError(f"two models are called '{name}'; give one another name: NAME=PATH")
-                self._own_name[name] = entry.name
-            self._slots[entry.name] = _Slot(entry)
-        if not self._slots:
-            raise ConfigurationError("there is no model to serve")
+        self._own_name = _own_names(entries)
+        self._slots = {entry.name: _Slot(entry) for entry in entries}
+        self._leaving: dict[asyncio.Task[None], _Slot] = {}
+        self._taking = asyncio.Lock()
         self._created = int(time.time())
         self._uses = itertools.count(1)
         self._making_room = asyncio.Lock()
@@ -186,13 +182,56 @@ class ModelPool:
         self._stopping = True
         if self._looking is not None:
             self._looking.cancel()
-        loading = [slot.loading for slot in self._slots.values() if slot.loading is not None]
+        slots = [*self._slots.values(), *self._leaving.values()]
+        for task in list(self._leaving):
+            task.cancel()
+        loading = [slot.loading for slot in slots if slot.loading is not None]
         for task in loading:
             task.cancel()
         if loading:
             await asyncio.wait(loading)
-        clients = [slot.client for slot in self._slots.values() if slot.client is not None]
+        clients = [slot.client for slot in slots if slot.client is not None]
         await asyncio.gather(*(client.stop(drain_seconds) for client in clients))
+
+    async def take(self, entries: Sequence[ModelEntry]) -> list[str]:
+        """Serve these models from now on. Returns the names of those that came, went or have other files.
+
+        A model that is loaded and has other files is loaded beside the old one, which ends when its answers are done,
+        so no answer is cut off; for that moment the memory of both is taken, whatever the limits say.
+        Raises ConfigurationError for a name that two have, EngineError when a model cannot be loaded; then all stays
+        as it was.
+        """
+        async with self._taking:
+            names, slots, fresh = _own_names(entries), dict[str, _Slot](), list[_Slot]()
+            try:
+                for entry in entries:
+                    old = self._slots.get(entry.name)
+                    if old is not None and old.entry.source == entry.source:
+                        slots[entry.name] = old
+                        continue
+                    slots[entry.name] = slot = _Slot(entry)
+                    if entry.preload or (old is not None and old.client is not None):
+                        fresh.append(slot)
+                        await self._client(slot)
+            except BaseException:
+                for slot in fresh:
+                    await self._unload(slot)
+                raise
+            before, self._slots, self._own_name = self._slots, slots, names
+            for entry in entries:
+                slots[entry.name].entry = entry
+            for slot in before.values():
+                if slots.get(slot.entry.name) is not slot:
+                    task = asyncio.create_task(self._let_go(slot))
+                    self._leaving[task] = slot
+                    task.add_done_callback(self._leaving.pop)
+            return [name for name in {**before, **slots} if before.get(name) is not slots.get(name)]
+
+    async def _let_go(self, slot: _Slot) -> None:
+        """End a model that is served no more, once nobody works with it."""
+        while slot.users or slot.loading is not None or (slot.client is not None and slot.client.num_open):  # noqa: ASYNC110 - any of three
+            await asyncio.sleep(_LEAVE_SECONDS)
+        await self._unload(slot)
 
     async def _client(self, slot: _Slot) -> EngineProcess:
         """The slot's model; those who ask while it is loaded wait for the same load."""
@@ -220,6 +259,7 @@ class ModelPool:
             )
             slot.reserved = slot.expected_bytes
         try:
+            version = version_of_model(find_model(slot.entry.source.model))
             await client.start()
         except OpenAutoGLMError as error:
             slot.failures += 1
@@ -231,6 +271,7 @@ class ModelPool:
             self._became_idle.set()
         slot.client, slot.card, slot.failures, slot.error = client, client.card, 0, None
         slot.loads += 1
+        slot.version = version
         slot.bytes = client.memory
         return client
 
@@ -311,6 +352,7 @@ class ModelPool:
                 num_loads=slot.loads,
                 num_evictions=slot.evictions,
                 num_restarts=slot.restarts,
+                version=slot.version,
             )
         return ModelStatus(
             entry.name,
@@ -325,4 +367,18 @@ class ModelPool:
             slot.loads,
             slot.evictions,
             slot.restarts + client.num_restarts,
+            slot.version,
         )
+
+
+def _own_names(entries: Sequence[ModelEntry]) -> dict[str, str]:
+    """The model's own name for each name and alias."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        for name in (entry.name, *entry.aliases):
+            if name in found:
+                raise ConfigurationError(f"two models are called '{name}'; give one another name: NAME=PATH")
+            found[name] = entry.name
+    if not found:
+        raise ConfigurationError("there is no model to serve")
+    return found

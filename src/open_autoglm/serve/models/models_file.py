@@ -32,7 +32,7 @@ class _Model(_Section):
     path: StrictStr
     aliases: list[StrictStr] = Field(default_factory=list)
     preload: StrictBool = False
-    backend: Literal["auto", "native", "torch", "onnx"] | None = None
+    backend: str | None = None
     quantize: Literal["int8", "int4"] | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] | None = None

@@ -16,7 +16,8 @@ export class ApiError extends Error {
   }
 }
 
-async function request(path, { body, signal } = {}) {
+/** Ask a route below /v1; a body is sent as JSON. Raises ApiError. */
+export async function request(path, { body, signal } = {}) {
   const headers = { Accept: "application/json, text/event-stream" };
   const key = apiKey();
   if (key) headers.Authorization = `Bearer ${key}`;

@@ -6,6 +6,12 @@ import { STRINGS } from "./strings.js";
 export const LANGUAGES = ["en", "zh"];
 
 let current = "en";
+const texts = { ...STRINGS };
+
+/** The texts of another page, beside those that all pages have. */
+export function addTexts(more) {
+  Object.assign(texts, more);
+}
 
 /** The language that a browser's preference asks for. */
 export function languageOf(preference) {
@@ -22,7 +28,7 @@ export function setLanguage(code) {
 
 /** The text of a key in the page's language, each `{name}` replaced by its value. */
 export function t(key, values = {}) {
-  const entry = STRINGS[key];
+  const entry = texts[key];
   if (entry === undefined) throw new Error(`there is no text '${key}'`);
   return entry[LANGUAGES.indexOf(current)].replace(/\{(\w+)\}/g, (place, name) =>
     Object.hasOwn(values, name) ? String(values[name]) : place,

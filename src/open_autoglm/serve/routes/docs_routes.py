@@ -23,15 +23,18 @@ i { color: #c40; font-style: normal; }
 """
 
 
-def add_docs_routes(app: Starlette) -> None:
-    """Add the routes to an application. The document is made when it is first asked for."""
+def add_docs_routes(app: Starlette, *, with_pipelines: bool = False) -> None:
+    """Add the routes to an application. The document is made when it is first asked for.
+
+    with_pipelines: it has the routes about pipelines too.
+    """
     made: list[tuple[dict[str, Any], str]] = []
 
     def documents() -> tuple[dict[str, Any], str]:
         from open_autoglm.serve.routes.openapi_document import openapi_document
 
         if not made:
-            document = openapi_document()
+            document = openapi_document(with_pipelines=with_pipelines)
             made.append((document, docs_page(document)))
         return made[0]
 

@@ -81,4 +81,5 @@ def model_card(status: ModelStatus) -> dict[str, Any]:
         "task": None if status.card is None or status.card.task is None else status.card.task["kind"],
         "aliases": list(status.aliases),
         "state": status.state,
+        "version": status.version,
     }

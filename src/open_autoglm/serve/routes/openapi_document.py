@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,7 +22,8 @@ _JSON: Final = "application/json"
 _EVENTS: Final = "text/event-stream"
 _PLAIN: Final = "text/plain"
 _OPEN_METRICS: Final = "application/openmetrics-text"
-_ANSWER: Final = {400: "A field is at fault.", 404: "There is no such model.", 413: "The body is too large."}
+_ANSWER: Final = {400: "A field is at fault.", 404: "There is nothing of that name.", 413: "The body is too large."}
+_PARAMETER: Final = re.compile(r"{(\w+)}")
 _ALWAYS: Final = {
     401: "The key is missing or wrong.",
     403: "The key is not for this, or the request comes from where none is taken from.",
@@ -35,7 +37,9 @@ _ALWAYS: Final = {
 class Operation:
     """A route. body: what checks the request. answer: a name in `RESPONSES`. chunk: of the events, if it streams.
 
-    media: the types that the answer may have.
+    media: the types that the answer may have. query: what checks the query. status: of the answer. conflict: whether
+    the state of things may refuse it. signed: by its sender, in place of a key. optional_body: none is one without
+    fields.
     """
 
     path: str
@@ -46,6 +50,11 @@ class Operation:
     chunk: str | None = None
     is_public: bool = False
     media: tuple[str, ...] = (_JSON,)
+    query: type[BaseModel] | None = None
+    status: int = 200
+    conflict: bool = False
+    signed: bool = False
+    optional_body: bool = False
 
 
 OPERATIONS: Final = (
@@ -66,11 +75,18 @@ OPERATIONS: Final = (
 )  # fmt: skip
 
 
-def openapi_document() -> dict[str, Any]:
-    """The document, as JSON values."""
+def openapi_document(*, with_pipelines: bool = False) -> dict[str, Any]:
+    """The document, as JSON values. with_pipelines: of a server with `--pipelines`."""
     schemas = dict(RESPONSES)
+    operations = OPERATIONS
+    if with_pipelines:
+        from open_autoglm.serve.pipelines.pipeline_operations import PIPELINE_OPERATIONS
+        from open_autoglm.serve.pipelines.pipeline_schemas import PIPELINE_RESPONSES
+
+        schemas |= PIPELINE_RESPONSES
+        operations = (*OPERATIONS, *PIPELINE_OPERATIONS)
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
+    for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = _described(operation, schemas)
     return {
         "openapi": "3.2.0",
@@ -90,27 +106,46 @@ def openapi_document() -> dict[str, Any]:
 
 
 def _described(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
-    name = operation.path.strip("/").replace("v1/", "").replace("/", "_").replace("{model}", "one")
-    content = {media: {"schema": _ref(operation.answer)} for media in operation.media}
+    name = operation.path.strip("/").replace("v1/", "").replace("/", "_")
+    name = _PARAMETER.sub("one", name)
+    content = {
+        media: {"itemSchema": _event(operation.answer)} if media == _EVENTS else {"schema": _ref(operation.answer)}
+        for media in operation.media
+    }
     if operation.chunk is not None:
         content[_EVENTS] = {"itemSchema": _event(operation.chunk)}
     described: dict[str, Any] = {
         "operationId": f"{operation.method}_{name}",
         "summary": operation.summary,
-        "responses": {"200": {"description": "The answer.", "content": content}, **dict(_faults(operation))},
+        "responses": {
+            str(operation.status): {"description": "The answer.", "content": content},
+            **dict(_faults(operation)),
+        },
     }
-    if operation.is_public:
+    if operation.is_public or operation.signed:
         described["security"] = []
     if operation.body is not None:
         described["requestBody"] = {
-            "required": True,
+            "required": not operation.optional_body,
             "content": {_JSON: {"schema": _ref(_add(operation.body, schemas))}},
         }
-    if "{model}" in operation.path:
-        described["parameters"] = [
-            {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        ]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in _PARAMETER.findall(operation.path)
+    ]
+    if operation.query is not None:
+        parameters += list(_query(operation.query))
+    if parameters:
+        described["parameters"] = parameters
     return described
+
+
+def _query(model: type[BaseModel]) -> Iterator[dict[str, Any]]:
+    for name, schema in model.model_json_schema(mode="validation")["properties"].items():
+        # Null has no form in a query: what may be left out is left out.
+        choices = [choice for choice in schema.pop("anyOf", [schema]) if choice.get("type") != "null"]
+        schema.pop("default", None)
+        yield {"name": name, "in": "query", "required": False, "schema": {**schema, **choices[0]}}
 
 
 def _event(chunk: str) -> dict[str, Any]:
@@ -126,8 +161,12 @@ def _event(chunk: str) -> dict[str, Any]:
 
 def _faults(operation: Operation) -> Iterator[tuple[str, dict[str, Any]]]:
     faults = {**(_ANSWER if operation.body is not None else {}), **({} if operation.is_public else _ALWAYS)}
-    if "{model}" in operation.path:
+    if operation.query is not None:
+        faults[400] = _ANSWER[400]
+    if "{" in operation.path:
         faults[404] = _ANSWER[404]
+    if operation.conflict:
+        faults[409] = "Its state does not allow that."
     for status, description in sorted(faults.items()):
         yield str(status), {"description": description, "content": {_JSON: {"schema": _ref("Error")}}}
     if operation.is_public:

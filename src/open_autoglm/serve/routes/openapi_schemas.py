@@ -7,25 +7,31 @@ from typing import Any, Final
 
 Schema = dict[str, Any]
 
-_TEXT: Final[Schema] = {"type": "string"}
-_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+TEXT: Final[Schema] = {"type": "string"}
+COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _NUMBER: Final[Schema] = {"type": "number"}
-_FLAG: Final[Schema] = {"type": "boolean"}
+FLAG: Final[Schema] = {"type": "boolean"}
 
 
-def _ref(name: str) -> Schema:
+def ref_schema(name: str) -> Schema:
+    """A schema of the document by its name."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _list(items: Schema) -> Schema:
+def list_schema(items: Schema) -> Schema:
+    """A list of these."""
     return {"type": "array", "items": items}
 
 
-def _or_null(schema: Schema) -> Schema:
+def or_null(schema: Schema) -> Schema:
+    """This or null."""
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _object(required: dict[str, Schema], optional: dict[str, Schema] | None = None, description: str = "") -> Schema:
+def object_schema(
+    required: dict[str, Schema], optional: dict[str, Schema] | None = None, description: str = ""
+) -> Schema:
+    """An object with these properties and no others."""
     schema: Schema = {
         "type": "object",
         "properties": {**required, **(optional or {})},
@@ -36,180 +42,188 @@ def _object(required: dict[str, Schema], optional: dict[str, Schema] | None = No
 
 
 _REASON: Final[Schema] = {"enum": ["stop", "length", "tool_calls"]}
-_TOKEN: Final = {"token": _TEXT, "logprob": _NUMBER, "bytes": _list(_COUNT)}
-_INPUT_USAGE: Final = _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT})
-_CALL: Final = _object(
+_TOKEN: Final = {"token": TEXT, "logprob": _NUMBER, "bytes": list_schema(COUNT)}
+_INPUT_USAGE: Final = object_schema({"prompt_tokens": COUNT, "total_tokens": COUNT})
+_CALL: Final = object_schema(
     {
-        "id": _TEXT,
+        "id": TEXT,
         "type": {"const": "function"},
-        "function": _object({"name": _TEXT, "arguments": {"type": "string", "description": "A JSON object."}}),
+        "function": object_schema({"name": TEXT, "arguments": {"type": "string", "description": "A JSON object."}}),
     }
 )
-_CALL_PART: Final = _object(
-    {"index": _COUNT, "function": _object({}, {"name": _TEXT, "arguments": _TEXT})},
-    {"id": _TEXT, "type": {"const": "function"}},
+_CALL_PART: Final = object_schema(
+    {"index": COUNT, "function": object_schema({}, {"name": TEXT, "arguments": TEXT})},
+    {"id": TEXT, "type": {"const": "function"}},
 )
-_CHAT_HEAD: Final = {"id": _TEXT, "created": _COUNT, "model": _TEXT}
-_METADATA: Final = {"metadata": {"type": "object", "additionalProperties": _TEXT}}
+_CHAT_HEAD: Final = {"id": TEXT, "created": COUNT, "model": TEXT}
+_METADATA: Final = {"metadata": {"type": "object", "additionalProperties": TEXT}}
 
 RESPONSES: Final[dict[str, Schema]] = {
-    "Error": _object(
+    "Error": object_schema(
         {
-            "error": _object(
-                {"message": _TEXT, "type": _TEXT, "param": _or_null(_TEXT), "code": _or_null(_TEXT)},
+            "error": object_schema(
+                {"message": TEXT, "type": TEXT, "param": or_null(TEXT), "code": or_null(TEXT)},
                 description="What was wrong, the field at fault, and what to do.",
             )
         }
     ),
-    "Usage": _object(
+    "Usage": object_schema(
         {
-            "prompt_tokens": _COUNT,
-            "completion_tokens": _COUNT,
-            "total_tokens": _COUNT,
-            "prompt_tokens_details": _object({"cached_tokens": _COUNT}),
-            "completion_tokens_details": _object({"reasoning_tokens": _COUNT}),
+            "prompt_tokens": COUNT,
+            "completion_tokens": COUNT,
+            "total_tokens": COUNT,
+            "prompt_tokens_details": object_schema({"cached_tokens": COUNT}),
+            "completion_tokens_details": object_schema({"reasoning_tokens": COUNT}),
         }
     ),
-    "ChatLogprobs": _object(
-        {"content": _list(_object({**_TOKEN, "top_logprobs": _list(_object(_TOKEN))})), "refusal": {"type": "null"}}
+    "ChatLogprobs": object_schema(
+        {
+            "content": list_schema(object_schema({**_TOKEN, "top_logprobs": list_schema(object_schema(_TOKEN))})),
+            "refusal": {"type": "null"},
+        }
     ),
-    "ChatCompletion": _object(
+    "ChatCompletion": object_schema(
         {
             **_CHAT_HEAD,
             "object": {"const": "chat.completion"},
-            "choices": _list(
-                _object(
+            "choices": list_schema(
+                object_schema(
                     {
-                        "index": _COUNT,
-                        "message": _object(
-                            {"role": {"const": "assistant"}, "content": _or_null(_TEXT), "refusal": {"type": "null"}},
-                            {"reasoning_content": _TEXT, "tool_calls": _list(_CALL)},
+                        "index": COUNT,
+                        "message": object_schema(
+                            {"role": {"const": "assistant"}, "content": or_null(TEXT), "refusal": {"type": "null"}},
+                            {"reasoning_content": TEXT, "tool_calls": list_schema(_CALL)},
                         ),
-                        "logprobs": _or_null(_ref("ChatLogprobs")),
+                        "logprobs": or_null(ref_schema("ChatLogprobs")),
                         "finish_reason": _REASON,
                     }
                 )
             ),
-            "usage": _ref("Usage"),
+            "usage": ref_schema("Usage"),
         },
         _METADATA,
     ),
-    "ChatCompletionChunk": _object(
+    "ChatCompletionChunk": object_schema(
         {
             **_CHAT_HEAD,
             "object": {"const": "chat.completion.chunk"},
-            "choices": _list(
-                _object(
+            "choices": list_schema(
+                object_schema(
                     {
-                        "index": _COUNT,
-                        "delta": _object(
+                        "index": COUNT,
+                        "delta": object_schema(
                             {},
                             {
                                 "role": {"const": "assistant"},
-                                "content": _TEXT,
-                                "reasoning_content": _TEXT,
-                                "tool_calls": _list(_CALL_PART),
+                                "content": TEXT,
+                                "reasoning_content": TEXT,
+                                "tool_calls": list_schema(_CALL_PART),
                             },
                         ),
-                        "logprobs": _or_null(_ref("ChatLogprobs")),
-                        "finish_reason": _or_null(_REASON),
+                        "logprobs": or_null(ref_schema("ChatLogprobs")),
+                        "finish_reason": or_null(_REASON),
                     }
                 )
             ),
         },
-        {"usage": _or_null(_ref("Usage")), **_METADATA},
+        {"usage": or_null(ref_schema("Usage")), **_METADATA},
         description="One event of a stream; `[DONE]` follows the last one, and an error may come in its place.",
     ),
-    "Completion": _object(
+    "Completion": object_schema(
         {
             **_CHAT_HEAD,
             "object": {"const": "text_completion"},
-            "choices": _list(
-                _object(
+            "choices": list_schema(
+                object_schema(
                     {
-                        "index": _COUNT,
-                        "text": _TEXT,
-                        "logprobs": _or_null(
-                            _object(
+                        "index": COUNT,
+                        "text": TEXT,
+                        "logprobs": or_null(
+                            object_schema(
                                 {
-                                    "tokens": _list(_TEXT),
-                                    "token_logprobs": _list(_NUMBER),
-                                    "top_logprobs": _list({"type": "object", "additionalProperties": _NUMBER}),
-                                    "text_offset": _list(_COUNT),
+                                    "tokens": list_schema(TEXT),
+                                    "token_logprobs": list_schema(_NUMBER),
+                                    "top_logprobs": list_schema({"type": "object", "additionalProperties": _NUMBER}),
+                                    "text_offset": list_schema(COUNT),
                                 }
                             )
                         ),
-                        "finish_reason": _or_null({"enum": ["stop", "length"]}),
+                        "finish_reason": or_null({"enum": ["stop", "length"]}),
                     }
                 )
             ),
         },
-        {"usage": _or_null(_ref("Usage"))},
+        {"usage": or_null(ref_schema("Usage"))},
         description="Whole, or one event of a stream.",
     ),
-    "Embeddings": _object(
+    "Embeddings": object_schema(
         {
             "object": {"const": "list"},
-            "model": _TEXT,
+            "model": TEXT,
             "usage": _INPUT_USAGE,
-            "data": _list(
-                _object(
+            "data": list_schema(
+                object_schema(
                     {
                         "object": {"const": "embedding"},
-                        "index": _COUNT,
-                        "embedding": {"anyOf": [_list(_NUMBER), {"type": "string", "description": "float32, base64"}]},
+                        "index": COUNT,
+                        "embedding": {
+                            "anyOf": [list_schema(_NUMBER), {"type": "string", "description": "float32, base64"}]
+                        },
                     }
                 )
             ),
         }
     ),
-    "Classes": _object(
+    "Classes": object_schema(
         {
             **_CHAT_HEAD,
             "object": {"const": "list"},
-            "labels": _list(_TEXT),
+            "labels": list_schema(TEXT),
             "usage": _INPUT_USAGE,
-            "data": _list(_object({"index": _COUNT, "label": _TEXT, "probs": _list(_NUMBER), "num_classes": _COUNT})),
+            "data": list_schema(
+                object_schema({"index": COUNT, "label": TEXT, "probs": list_schema(_NUMBER), "num_classes": COUNT})
+            ),
         }
     ),
-    "Tokens": _object(
+    "Tokens": object_schema(
         {
-            "count": _COUNT,
-            "max_model_len": _COUNT,
-            "tokens": _list(_COUNT),
-            "token_strs": _or_null(_list(_TEXT)),
+            "count": COUNT,
+            "max_model_len": COUNT,
+            "tokens": list_schema(COUNT),
+            "token_strs": or_null(list_schema(TEXT)),
         }
     ),
-    "Text": _object({"prompt": _TEXT}),
-    "Model": _object(
+    "Text": object_schema({"prompt": TEXT}),
+    "Model": object_schema(
         {
-            "id": _TEXT,
+            "id": TEXT,
             "object": {"const": "model"},
-            "created": _COUNT,
-            "owned_by": _TEXT,
-            "max_model_len": _or_null(_COUNT),
-            "task": _or_null(_TEXT),
-            "aliases": _list(_TEXT),
-            "state": _TEXT,
+            "created": COUNT,
+            "owned_by": TEXT,
+            "max_model_len": or_null(COUNT),
+            "task": or_null(TEXT),
+            "aliases": list_schema(TEXT),
+            "state": TEXT,
+            "version": or_null(TEXT),
         }
     ),
-    "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
+    "Models": object_schema({"object": {"const": "list"}, "data": list_schema(ref_schema("Model"))}),
     "Metrics": {"type": "string", "description": "In the exposition format, one sample a line."},
-    "Health": _object(
+    "Health": object_schema(
         {
             "status": {"enum": ["ok", "stopping"]},
-            "model": _TEXT,
-            "running": _COUNT,
-            "waiting": _COUNT,
-            "kv_blocks": _object({"free": _COUNT, "total": _COUNT}),
+            "model": TEXT,
+            "running": COUNT,
+            "waiting": COUNT,
+            "kv_blocks": object_schema({"free": COUNT, "total": COUNT}),
         }
     ),
-    "Readiness": _object(
+    "Readiness": object_schema(
         {
             "status": {"enum": ["ready", "not ready"]},
             "models": {
                 "type": "object",
-                "additionalProperties": _object({"state": _TEXT, "ready": _FLAG}, {"reason": _TEXT}),
+                "additionalProperties": object_schema({"state": TEXT, "ready": FLAG}, {"reason": TEXT}),
             },
         }
     ),

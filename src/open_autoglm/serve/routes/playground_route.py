@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Final
 
 from starlette.applications import Starlette
@@ -121,10 +122,12 @@ def mount_playground(app: Starlette) -> None:
 
 def read_playground() -> dict[str, PlaygroundFile]:
     """The page's files by name, read from the package. Raises OSError if the installation lacks one."""
-    folder = resources.files("open_autoglm.serve") / "playground"
-    return {
-        name: PlaygroundFile((folder / name).read_bytes(), _TYPES[name.rpartition(".")[2]]) for name in PLAYGROUND_FILES
-    }
+    return read_files(resources.files("open_autoglm.serve") / "playground", PLAYGROUND_FILES)
+
+
+def read_files(folder: Traversable, names: Iterable[str]) -> dict[str, PlaygroundFile]:
+    """Files of a page by name. Raises OSError if one is not there."""
+    return {name: PlaygroundFile((folder / name).read_bytes(), _TYPES[name.rpartition(".")[2]]) for name in names}
 
 
 def accepts_gzip(header: str) -> bool:
