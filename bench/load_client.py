@@ -105,8 +105,10 @@ class Run:
             wait = 0.01 if load.rate is None else max(0.0, min(0.01, due - now))
             for handle, event in self._poll.poll(wait):
                 self._serve(self._users[handle], event)
-        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        now = time.perf_counter()
+        seconds, cpu = now - began, time.process_time() - cpu
         in_work = [user for user in self._users.values() if user.began]
+        waited = [now - user.began for user in in_work if not user.first]
         for user in self._users.values():
             user.connection.close()
         return {
@@ -114,11 +116,12 @@ class Run:
             "answered": self._ends["200"],
             "ends": dict(sorted(self._ends.items())),
             "in_work_at_the_end": len(in_work),
-            "of_these_without_a_token": sum(not user.first for user in in_work),
+            "of_these_without_a_token": len(waited),
             "not_sent_for_want_of_connections": self._missed,
             "requests_per_s": round(self._ends["200"] / seconds, 2),
             "tokens_per_s": round(self._num_tokens / seconds, 1),
             "first_token_ms": _percentiles(self._firsts),
+            "first_token_at_least_ms": _percentiles(self._firsts + waited),
             "per_token_ms": _percentiles(self._per_token),
             "whole_ms": _percentiles(self._totals),
             "client_cores": round(cpu / seconds, 3),

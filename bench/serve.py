@@ -3,7 +3,7 @@
 
     python bench/serve.py runs/snips/bundle --model-folder DIR --llama-cpp-python PYTHON
 
-Everything in under 15 minutes on two cores:
+Everything in under 12 minutes on two cores:
 
 * `share`: 32 streams through the server and through `LLM.chat` in turns (`serve_streams.py`): the share of the engine's
   tokens/s, and what the server adds to the first token.
@@ -13,9 +13,10 @@ Everything in under 15 minutes on two cores:
 * llama.cpp's server on the same shape, taking turns with ours, at 10 and 500 users: `llama-server` where
   `--llama-server` names it, which answers many at once, else llama-cpp-python's, which answers one after the other.
 
-The load comes from a process of its own; `client_cores` says how much of a core it took, so whether it was what limited
-a figure. Times to the first token count from when a request was due. Refusals (429, 503) are counted apart.
-Writes bench/results/serve_NAME.json and a plot.
+The load comes from a process of its own on the same cores; `client_cores` says how much of a core it took, so whether
+it was what limited a figure. Times to the first token count from when a request was due; `first_token_at_least_ms` counts
+requests that were still waiting at the end, too, with the time that they had waited. Refusals (429, 503) are counted apart.
+Writes bench/results/NAME.json after each part, and a plot at the end; a part that fails is told in `faults`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import dataclasses
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -49,30 +51,58 @@ _PEER_USERS = 500
 
 
 def main() -> None:
-    """Run what was asked for and write the record."""
+    """Run what was asked for; the record is written after each part."""
     arguments = _parse()
     open_many_files()
-    record: dict[str, Any] = {"command": command_line(), "machine": describe_machine(), "seconds": arguments.seconds}
-    began = time.monotonic()
+    path = RESULTS / f"{arguments.name}.json"
+    record = Record(path, arguments.seconds)
     with contextlib.ExitStack() as stack:
         folder = arguments.model_folder or Path(stack.enter_context(_temporary_folder()))
         shape = served_checkpoint(arguments.shape, folder)
         if "share" in arguments.only:
-            record["share"] = {
-                arguments.model.name: measure_share(
-                    arguments.model, {}, streams=32, tokens=400, rounds=arguments.rounds
-                ),
-                arguments.shape: measure_share(
-                    shape, {"quantize": "int8"}, streams=32, tokens=200, rounds=arguments.rounds
-                ),
-            }
+            for name, model, options, tokens in (
+                (arguments.model.name, arguments.model, {}, 400),
+                (arguments.shape, shape, {"quantize": "int8"}, 200),
+            ):
+                with record.part(f"share of {name}"):
+                    found = measure_share(model, options, streams=32, tokens=tokens, rounds=arguments.rounds)
+                    record.values.setdefault("share", {})[name] = found
         if "load" in arguments.only:
-            record["load"] = _loads(arguments, shape, folder)
-    record["minutes"] = round((time.monotonic() - began) / 60, 1)
-    path = RESULTS / f"serve_{arguments.name or arguments.model.resolve().name}.json"
-    write_json(path, record)
-    _plot(record, path)
-    print(json.dumps(record) if arguments.json else f"{_show(record)}\nwritten: {path}")
+            _loads(arguments, shape, folder, record)
+    _plot(record.values, path)
+    print(json.dumps(record.values) if arguments.json else f"{_show(record.values)}\nwritten: {path}")
+
+
+class Record:
+    """What was found so far, in a file after each part."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self._path, self._began = path, time.monotonic()
+        self.values: dict[str, Any] = {
+            "command": command_line(),
+            "machine": describe_machine(),
+            "limits": {
+                "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+                "cores": len(os.sched_getaffinity(0)),
+                "shared_by": "the server, its engine and the client",
+            },
+            "seconds": seconds,
+        }
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part whose fault is told and does not end the others."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - told with the results
+            self.values.setdefault("faults", {})[name] = f"{type(error).__name__}: {error}"[:2000]
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+        self.save()
+
+    def save(self) -> None:
+        """Write it."""
+        self.values["minutes"] = round((time.monotonic() - self._began) / 60, 1)
+        write_json(self._path, self.values)
 
 
 def _parse() -> argparse.Namespace:
@@ -83,14 +113,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=("share", "load"), default=["share", "load"])
     parser.add_argument("--users", type=int, nargs="+", default=[10, 500, 5000])
     parser.add_argument("--rates", type=float, nargs="*", default=[0.5, 0.8], help="of open loops, of the best rate")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
-    parser.add_argument("--rounds", type=int, default=5, help="of the share")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of each load")
+    parser.add_argument("--rounds", type=int, default=3, help="of the share")
     parser.add_argument("--turns", type=int, default=2, help="of each side of the comparison")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     variable = "OPEN_AUTOGLM_BENCH_LLAMA_CPP_PYTHON"
     parser.add_argument("--llama-cpp-python", default=os.environ.get(variable), help="an interpreter with llama_cpp")
     parser.add_argument("--llama-server", default=os.environ.get("OPEN_AUTOGLM_BENCH_LLAMA_SERVER"))
-    parser.add_argument("--name")
+    parser.add_argument("--name", default="serve", help="of the files that are written")
     parser.add_argument("--json", action="store_true", help="print the record instead of tables")
     return parser.parse_args()
 
@@ -103,54 +133,53 @@ def _temporary_folder() -> Iterator[str]:
         yield folder
 
 
-def _loads(arguments: argparse.Namespace, shape: Path, folder: Path) -> dict[str, Any]:
+def _loads(arguments: argparse.Namespace, shape: Path, folder: Path, record: Record) -> None:
     """All loads. Sides of one model take turns; the servers run one at a time."""
     threads = ["--threads", str(arguments.threads)]
-    found: dict[str, Any] = {}
-    bundle = our_server(arguments.model.name, arguments.model, "/v1/chat/completions", _commands(), threads)
-    with bundle as server:
-        found[server.name] = _all_loads(server, arguments, arguments.users)
+    found: dict[str, Any] = record.values.setdefault("load", {})
+    with (
+        record.part(arguments.model.name),
+        our_server(arguments.model.name, arguments.model, "/v1/chat/completions", _commands(), threads) as server,
+    ):
+        _all_loads(server, arguments, arguments.users, record, found.setdefault(server.name, []))
     ours = f"open-autoglm, {arguments.shape}"
     token_ids = [[5 + (7 * number + place) % 200 for place in range(_PROMPT_TOKENS)] for number in range(64)]
+    words = [_completion("".join(f"w{item}" for item in ids)) for ids in token_ids]
     bodies = [_completion(ids) for ids in token_ids]
     options = ["--quantize", "int8", *threads]
-    python = arguments.llama_cpp_python
+    python, binary = arguments.llama_cpp_python, arguments.llama_server
+    theirs = f"{'llama-server' if binary else 'llama-cpp-python'}, {arguments.shape}"
+    fewer = [item for item in arguments.users if item <= _PEER_USERS]
     for turn in range(arguments.turns if python else 1):
-        with our_server(ours, shape, "/v1/completions", bodies, options) as server:
-            users = arguments.users if turn == 0 else [item for item in arguments.users if item <= _PEER_USERS]
-            found[f"{ours}, turn {turn + 1}"] = _all_loads(server, arguments, users)
+        name = f"{ours}, turn {turn + 1}"
+        with record.part(name), our_server(ours, shape, "/v1/completions", bodies, options) as server:
+            users = fewer if turn else arguments.users
+            _all_loads(server, arguments, users, record, found.setdefault(name, []))
         if not python:
             found["llama.cpp"] = "no interpreter given; see --llama-cpp-python"
             continue
-        binary, slots = arguments.llama_server, 32
-        command = llama_command(
-            arguments.shape, folder, python=python, binary=binary, threads=arguments.threads, slots=slots
-        )
-        name = "llama-server" if binary else "llama-cpp-python's server"
-        words = [_completion("".join(f"w{item}" for item in ids)) for ids in token_ids]
-        with llama_server(name, command, "/v1/completions", words) as server:
-            users = [item for item in arguments.users if item <= _PEER_USERS]
-            found[f"{name}, {arguments.shape}, turn {turn + 1}"] = _all_loads(server, arguments, users)
-    return found
+        name = f"{theirs}, turn {turn + 1}"
+        with record.part(name):
+            command = llama_command(
+                arguments.shape, folder, python=python, binary=binary, threads=arguments.threads, slots=32
+            )
+            with llama_server(theirs, command, "/v1/completions", words) as server:
+                _all_loads(server, arguments, fewer, record, found.setdefault(name, []))
 
 
-def _all_loads(server: Server, arguments: argparse.Namespace, users: list[int]) -> list[dict[str, Any]]:
-    _load(server, Load(server.port, server.path, server.bodies, 4, min(2.0, arguments.seconds), tokens=_ANSWER_TOKENS))
-    found = [
-        _load(server, Load(server.port, server.path, server.bodies, count, arguments.seconds, tokens=_ANSWER_TOKENS))
-        for count in users
-    ]
+def _all_loads(
+    server: Server, arguments: argparse.Namespace, users: list[int], record: Record, found: list[dict[str, Any]]
+) -> None:
+    load = Load(server.port, server.path, server.bodies, 4, min(2.0, arguments.seconds), tokens=_ANSWER_TOKENS)
+    _load(server, load)
+    load = dataclasses.replace(load, seconds=arguments.seconds)
+    for count in users:
+        found.append(_load(server, dataclasses.replace(load, users=count)))
+        record.save()
     best = max(item["requests_per_s"] for item in found)
-    found += [
-        _load(
-            server,
-            Load(
-                server.port, server.path, server.bodies, 1000, arguments.seconds, max(0.1, share * best), _ANSWER_TOKENS
-            ),
-        )
-        for share in arguments.rates
-    ]
-    return found
+    for share in arguments.rates:
+        found.append(_load(server, dataclasses.replace(load, users=1000, rate=max(0.1, share * best))))
+        record.save()
 
 
 def _load(server: Server, load: Load) -> dict[str, Any]:
@@ -250,7 +279,7 @@ def _show(record: dict[str, Any]) -> str:
 def _plot(record: dict[str, Any], path: Path) -> None:
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {"requests/s": {}, "first token p99, ms": {}}
     for name, items in record.get("load", {}).items():
-        if isinstance(items, str) or "turn 2" in name:
+        if isinstance(items, str) or name.endswith("turn 2"):
             continue
         for item in items:
             if item["rate"] is None and item["first_token_ms"]:
