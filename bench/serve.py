@@ -14,8 +14,9 @@ Everything in under 12 minutes on two cores:
   `--llama-server` names it, which answers many at once, else llama-cpp-python's, which answers one after the other.
 
 The load comes from a process of its own on the same cores; `client_cores` says how much of a core it took, so whether
-it was what limited a figure. Times to the first token count from when a request was due; `first_token_at_least_ms` counts
-requests that were still waiting at the end, too, with the time that they had waited. Refusals (429, 503) are counted apart.
+it was what limited a figure. Times to the first token count from when a request was due; `first_token_at_least_ms`
+counts requests that were still waiting at the end, too, with the time that they had waited. Refusals (429, 503) are
+counted apart.
 Writes bench/results/NAME.json after each part, and a plot at the end; a part that fails is told in `faults`.
 """
 

@@ -262,9 +262,10 @@ def test_a_thought_words_and_calls_of_one_answer_come_apart(name: str) -> None:
     if "</think>" in body:
         body = body[body.index("</think>") + 1 :]
     opening = ["\n", "<think>"] if name == "glm-4.5" else []
-    pieces, _ = pieces_of(name, [*opening, "海 is </near> here", "</think>", "\nSee 海: ", *body], order)
+    words = "" if name == "glm-z1" else "See 海: "  # a name on a line of its own is a call where nothing is before it
+    pieces, _ = pieces_of(name, [*opening, "海 is </near> here", "</think>", f"\n{words}", *body], order)
     assert "".join(piece.reasoning for piece in pieces) == "海 is </near> here"
-    assert "".join(piece.text for piece in pieces).strip() == "See 海:"
+    assert "".join(piece.text for piece in pieces).strip() == words.strip()
     found = whole_calls([call for piece in pieces for call in piece.calls])
     assert [call["function"]["name"] for call in found] == ["book", "ping"]
     assert json.loads(found[0]["function"]["arguments"]) == values
