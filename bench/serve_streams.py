@@ -53,26 +53,42 @@ def main() -> None:
     """Measure both ways in turns and write the record."""
     arguments = _parse()
     options = {k: v for k, v in (("quantize", arguments.quantize), ("threads", arguments.threads)) if v is not None}
-    rounds: list[dict[str, Any]] = []
-    for _ in range(arguments.rounds):
-        own = _engine(arguments, options)
-        served = _served(arguments, options)
-        rounds.append({"engine": own, "server": served})
-        print(_line(own, served), flush=True)
-    shares = [r["server"]["tokens_per_s"] / r["engine"]["tokens_per_s"] for r in rounds]
+    found = measure_share(
+        arguments.model, options, streams=arguments.streams, tokens=arguments.tokens, rounds=arguments.rounds,
+        in_process=arguments.in_process,
+    )  # fmt: skip
     record = {
         "command": f"python bench/serve_streams.py {arguments.model.name} --streams {arguments.streams}",
         "machine": describe_machine(),
-        "streams": arguments.streams,
-        "tokens_per_stream": arguments.tokens,
+        **found,
+    }
+    if arguments.write:
+        write_json(RESULTS / f"serve_streams_{arguments.name or arguments.model.resolve().name}.json", record)
+    share, added = found["share_of_engine"], found["added_to_first_token_ms"]
+    print(f"share of the engine's tokens/s: median {share['median']:.3f}, best {share['best']:.3f}")
+    print(f"added to the first token: median {added['median']:.2f} ms, best {added['best']:.2f} ms")
+
+
+def measure_share(
+    model: Path, options: dict[str, Any], *, streams: int, tokens: int, rounds: int, in_process: bool = False
+) -> dict[str, Any]:
+    """The engine's tokens/s in a process of its own and the server's, in turns. options: of `LLM`, and flags alike."""
+    found: list[dict[str, Any]] = []
+    for _ in range(rounds):
+        own = _engine(model, options, streams, tokens)
+        served = _served(model, options, streams, tokens, in_process=in_process)
+        found.append({"engine": own, "server": served})
+        print(_line(own, served), file=sys.stderr, flush=True)
+    shares = [item["server"]["tokens_per_s"] / item["engine"]["tokens_per_s"] for item in found]
+    added = [1e3 * (item["server"]["first"] - item["engine"]["first"]) for item in found]
+    return {
+        "streams": streams,
+        "tokens_per_stream": tokens,
         "settings": options,
         "share_of_engine": {"median": statistics.median(shares), "best": max(shares), "worst": min(shares)},
-        "rounds": rounds,
+        "added_to_first_token_ms": {"median": statistics.median(added), "best": min(added), "worst": max(added)},
+        "rounds": found,
     }
-    path = RESULTS / f"serve_streams_{arguments.name or arguments.model.resolve().name}.json"
-    if arguments.write:
-        write_json(path, record)
-    print(f"share of the engine's tokens/s: median {statistics.median(shares):.3f}, best {max(shares):.3f}")
 
 
 def _parse() -> argparse.Namespace:
@@ -89,18 +105,18 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _engine(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
-    words = [str(arguments.model), json.dumps(options), str(arguments.streams), str(arguments.tokens)]
+def _engine(model: Path, options: dict[str, Any], streams: int, tokens: int) -> dict[str, Any]:
+    words = [str(model), json.dumps(options), str(streams), str(tokens)]
     done = subprocess.run([sys.executable, "-c", _ENGINE, *words], check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     return {**found, "tokens_per_s": found["tokens"] / found["seconds"]}
 
 
-def _served(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+def _served(model: Path, options: dict[str, Any], streams: int, tokens: int, *, in_process: bool) -> dict[str, Any]:
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    if arguments.in_process:
+    if in_process:
         words.append("--in-process")
-    command = [sys.executable, "-m", "open_autoglm", "serve", str(arguments.model), "--port", "0", *words]
+    command = [sys.executable, "-m", "open_autoglm", "serve", str(model), "--port", "0", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None
@@ -112,13 +128,13 @@ def _served(arguments: argparse.Namespace, options: dict[str, Any]) -> dict[str,
             firsts = [_first(port, f"{index} what is it?") for index in range(60)]
             before = [_cpu(pid) for pid in pids]
             began = time.perf_counter()
-            tokens = _ask(port, arguments.streams, arguments.tokens)
+            total = _ask(port, streams, tokens)
             seconds = time.perf_counter() - began
             cpu = [_cpu(pid) - start for pid, start in zip(pids, before, strict=True)]
             return {
-                "tokens": tokens,
+                "tokens": total,
                 "seconds": seconds,
-                "tokens_per_s": tokens / seconds,
+                "tokens_per_s": total / seconds,
                 "cpu_server": cpu[0],
                 "cpu_engine": sum(cpu[1:]),
                 "first": statistics.median(firsts),

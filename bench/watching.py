@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from engine import RESULTS
 from machine import describe_machine
@@ -125,7 +125,7 @@ def _unwatched(models: Any, record: Any) -> Any:
     return models
 
 
-def _app(tokens: int, *, watched: bool, traces: bool) -> FastAPI:
+def _app(tokens: int, *, watched: bool, traces: bool) -> Starlette:
     models = OneModel(_Instant(tokens), "m", 0)
     app = create_app_of(models, ServeSettings())
     app.user_middleware = [item for item in app.user_middleware if item.cls is not WatchGate]
@@ -151,7 +151,7 @@ def _tracer() -> Any:
     return RequestTracer(provider)
 
 
-async def _ask(app: FastAPI, count: int, *, streams: bool) -> float:
+async def _ask(app: Starlette, count: int, *, streams: bool) -> float:
     """Processor seconds of a request, over so many of them, until the log has written their lines."""
     body = json.dumps({"messages": [{"role": "user", "content": "hello"}], "stream": streams}).encode()
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"user-agent", b"bench")]

@@ -200,6 +200,7 @@ def test_a_small_cache_bounds_the_context() -> None:
         ("presence_penalty", 3),
         ("frequency_penalty", -3),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 1e-40),
         ("stop", ("",)),
         ("stop", ("x",) * 17),
         ("stop", ("x" * 300,)),

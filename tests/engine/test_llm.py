@@ -124,6 +124,7 @@ def test_a_stop_string_ends_the_text_before_it(llm: LLM) -> None:
         (lambda llm: llm.chat([{"role": "robot", "content": "x"}]), "messages[0].role"),
         (lambda llm: llm.chat([{"role": "user"}]), "messages[0].content"),
         (lambda llm: llm.chat([{"role": "user", "content": "x", "tool_calls": []}]), "messages[0].tool_calls"),
+        (lambda llm: llm.chat([{"role": "assistant", "content": "x", "tool_calls": False}]), "messages[0].tool_calls"),
         (lambda llm: llm.chat([{"role": "user", "content": [{"type": "image_url"}]}]), "messages[0].content"),
         (lambda llm: llm.chat("\ud800"), "messages"),
         (lambda llm: llm.chat("x" * 100_000), "messages"),
@@ -142,6 +143,28 @@ def test_invalid_calls_name_the_field_and_leave_nothing_behind(llm: LLM, call: A
     assert caught.value.parameter == parameter
     assert not llm.engine.has_unfinished
     assert llm.engine.stats.free_blocks == llm.engine.stats.total_blocks
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}},
+            "is an image; the model reads text only",
+        ),
+        (
+            {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+            "is a sound; the model reads text only",
+        ),
+        ({"type": "text", "text": "x", "more": 1}, "must be a text part"),
+        ({"type": ["text"]}, "must be a text part"),
+        ("text", "must be a text part"),
+    ],
+)
+def test_what_is_not_text_is_refused_in_words(llm: LLM, part: Any, message: str) -> None:
+    content = [{"type": "text", "text": "what is this?"}, part]
+    with pytest.raises(RequestError, match=rf"messages\[0\]\.content\[1\] {message}"):
+        llm.chat([{"role": "user", "content": content}])
 
 
 def test_one_bad_conversation_of_many_leaves_nothing_in_the_engine(llm: LLM) -> None:

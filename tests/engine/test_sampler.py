@@ -181,3 +181,14 @@ def test_what_is_kept_of_a_request_is_only_what_it_needs() -> None:
         SamplingParams(presence_penalty=0.1), SamplingParams(repetition_penalty=1.1),
     ):  # fmt: skip
         assert not SamplerState.start(params, [1]).is_plain
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-12, 1e-7])
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}, {"repetition_penalty": 0.01}])
+def test_temperatures_next_to_zero_take_the_likeliest_token(temperature: float, options: dict[str, float]) -> None:
+    logits = make_logits(5)
+    params = SamplingParams(temperature=temperature, seed=1, **options)  # pyright: ignore[reportArgumentType]
+    greedy = SamplingParams(repetition_penalty=params.repetition_penalty)
+    with np.errstate(divide="raise", invalid="raise", over="raise"):
+        chosen = sample(logits.copy(), [SamplerState.start(params, (1, 2, 3))])
+    assert chosen == sample(logits.copy(), [SamplerState.start(greedy, (1, 2, 3))])

@@ -99,10 +99,10 @@ def make_model(config: ModelConfig, seed: int = 0) -> GlmForCausalLM:
     return model.eval()
 
 
-def make_bundle(folder: Path, task: Task = EXTRACTION, *, name: str = "tiny") -> Path:
-    """A bundle folder with real files, its weights random."""
+def make_bundle(folder: Path, task: Task = EXTRACTION, *, name: str = "tiny", **changes: Any) -> Path:
+    """A bundle folder with real files, its weights random. changes: to the configuration."""
     tokenizer = make_tokenizer()
-    config = make_config(tokenizer)
+    config = make_config(tokenizer, **changes)
     model = make_model(config)
     staging = folder / "staging"
     staging.mkdir(parents=True)

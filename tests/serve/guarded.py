@@ -13,8 +13,9 @@ from typing import Any
 
 import httpx
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from open_autoglm.serve.error_shape import install_error_handlers
 from open_autoglm.serve.guards.cache_gate import IdentifyModel
@@ -68,7 +69,7 @@ def read_all(connection: socket.socket) -> bytes:
 def guarded(settings: ServeSettings | None = None, identify: IdentifyModel | None = None) -> Iterator[Guarded]:
     """Serve until the block ends."""
     settings = settings or ServeSettings(port=0)
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app = Starlette()
     install_error_handlers(app)
     guards = install_guards(app, settings, identify)
     with open_socket(settings) as listener:
@@ -95,7 +96,7 @@ def guarded(settings: ServeSettings | None = None, identify: IdentifyModel | Non
             client.close()
 
 
-def _add_routes(app: FastAPI, running: Guarded) -> None:
+def _add_routes(app: Starlette, running: Guarded) -> None:
     async def chat(request: Request) -> Response:
         """Echoes; `used` says how many tokens, `seconds` how long, `fail` that it fails, `stream` that it streams."""
         body = json.loads(await request.body())
@@ -114,17 +115,17 @@ def _add_routes(app: FastAPI, running: Guarded) -> None:
             value["usage"] = {"total_tokens": body["used"]}
         return JSONResponse(value)
 
-    async def hello() -> Response:
+    async def hello(_: Request) -> Response:
         return JSONResponse({"data": []})
 
-    async def page() -> Response:
+    async def page(_: Request) -> Response:
         return HTMLResponse(PAGE)
 
     app.add_route("/v1/chat/completions", chat, methods=["POST"])
-    app.add_api_route("/v1/models", hello, methods=["GET"])
-    app.add_api_route("/metrics", hello, methods=["GET"])
-    app.add_api_route("/health", hello, methods=["GET"])
-    app.add_api_route("/", page, methods=["GET"])
+    app.add_route("/v1/models", hello, methods=["GET"])
+    app.add_route("/metrics", hello, methods=["GET"])
+    app.add_route("/health", hello, methods=["GET"])
+    app.add_route("/", page, methods=["GET"])
 
 
 async def _events(request: Request, body: dict[str, Any], running: Guarded) -> AsyncIterator[str]:

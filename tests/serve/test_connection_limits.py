@@ -269,6 +269,42 @@ def test_pipelined_requests_are_answered_in_order(server: Guarded) -> None:
     assert answer.count(b"HTTP/1.1 200") == 3
 
 
+def test_what_is_wrong_with_a_later_request_does_not_cost_the_first_its_answer(server: Guarded) -> None:
+    for rest in (b"nonsense\r\n\r\n", HEAD + b"X : y\r\n\r\n", (HEAD + b"\r\n") * 150):
+        slow = b'{"seconds": 0.3}'
+        answer = server.raw(POST + b"Content-Length: %d\r\n\r\n" % len(slow) + slow + rest)
+        assert answer.startswith(b"HTTP/1.1 200"), rest[:20]
+        assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_a_client_that_leaves_with_requests_sent_ahead_aborts_the_first(server: Guarded) -> None:
+    server.cancelled.clear()
+    body = b'{"stream": true, "num_events": 100000, "seconds": 0.01}'
+    with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body + HEAD + b"\r\n")
+        assert connection.recv(1000)
+    for _ in range(100):
+        if server.cancelled:
+            break
+        time.sleep(0.01)
+    assert server.cancelled == ["stream"]
+
+
+def test_what_follows_a_body_in_chunks_is_no_header(server: Guarded) -> None:
+    before = len(server.answered)
+    chunks = b"2\r\n{}\r\n0\r\nHost: evil\r\nAuthorization: Bearer x\r\n\r\n"
+    answer = server.raw(POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n", chunks, pause=0.05)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert server.answered[before:] == [{}]
+
+
+def test_other_protocols_are_not_spoken(server: Guarded) -> None:
+    assert status_of(server.raw(b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n")) in (400, 404, 405)
+    assert status_of(server.raw(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")) == 400
+    upgrade = HEAD + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n"
+    assert not server.raw(upgrade).startswith(b"HTTP/1.1 101")
+
+
 def test_a_real_stream_is_not_cut_by_the_limits(extraction_bundle: Path) -> None:
     with serving(extraction_bundle, connections=LIMITS) as running:
         events = list(

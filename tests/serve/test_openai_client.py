@@ -207,6 +207,8 @@ def test_models_and_health(talker: Running) -> None:
         ({"extra_body": {"guided_substring": " "}}, "guided_substring"),
         ({"extra_body": {"top_k": -5}}, "top_k"),
         ({"extra_body": {"top_k": "many"}}, "top_k"),
+        ({"extra_body": {"top_k": 1.5}}, "top_k"),
+        ({"extra_body": {"repetition_penalty": 1e-40}}, "repetition_penalty"),
         ({"extra_body": {"guided_regex": "(a"}}, "guided_regex"),
         ({"extra_body": {"guided_choice": []}}, "guided_choice"),
         ({"extra_body": {"guided_choice": ["a"], "guided_regex": "b"}}, "guided_choice"),

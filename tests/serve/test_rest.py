@@ -160,6 +160,34 @@ def test_labels_have_probabilities_and_other_models_none(classifier: Running, ta
     check_openai("ErrorResponse", post(classifier, "/v1/classify", {"input": []}, 400))
 
 
+def test_a_whole_number_may_be_written_with_a_point(talker: Running) -> None:
+    body = {"prompt": "play", "max_tokens": 4.0, "n": 2.0, "seed": 3.0, "stop_token_ids": [1.0], "temperature": 1}
+    whole = {name: int(value) if isinstance(value, float) else value for name, value in body.items()}
+    answers = [post(talker, "/v1/completions", item)["choices"] for item in (body, {**whole, "stop_token_ids": [1]})]
+    assert answers[0] == answers[1]
+    ids = post(talker, "/tokenize", {"prompt": "play"})["tokens"]
+    assert post(talker, "/detokenize", {"tokens": [float(item) for item in ids]})["prompt"].endswith("play")
+
+
+def test_each_event_of_a_stream_is_as_the_document_says(talker: Running) -> None:
+    for path, body in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}),
+        ("/v1/completions", {"prompt": "hello"}),
+    ):
+        events = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]["itemSchema"]
+        done, chunk = events["properties"]["data"]["anyOf"]
+        schema = {"components": DOCUMENT["components"], **chunk["contentSchema"]}
+        options = {"stream": True, "max_tokens": 4, "ignore_eos": True}
+        text = httpx.post(f"{talker.url}{path}", json={**body, **options}, timeout=60).text
+        *chunks, last = [event.removeprefix("data: ") for event in text.split("\n\n") if event]
+        assert last == done["const"]
+        assert len(chunks) > 2
+        for item in chunks:
+            jsonschema.validate(json.loads(item), schema, jsonschema.Draft202012Validator)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**json.loads(chunks[0]), "more": 1}, schema, jsonschema.Draft202012Validator)
+
+
 def test_tokens_there_and_back(talker: Running) -> None:
     found = post(talker, "/tokenize", {"prompt": "play <|user|> 天气", "return_token_strs": True})
     check_ours("Tokens", found)
@@ -201,7 +229,7 @@ def test_what_official_clients_send_by_habit_is_taken_or_told(talker: Running) -
 
 def test_documents_are_whole_and_public_pages_load_nothing_else(talker: Running) -> None:
     document = httpx.get(f"{talker.url}/openapi.json").json()
-    assert document["openapi"] == "3.1.0"
+    assert document["openapi"] == "3.2.0"
     for path, name in (("/v1/models", "Models"), ("/health", "Health"), ("/ready", "Readiness")):
         check_ours(name, httpx.get(f"{talker.url}{path}").json())
     for schema in document["components"]["schemas"].values():

@@ -138,7 +138,7 @@ def test_a_servers_process_knows_nothing_of_engines_and_an_engines_nothing_of_se
 def test_an_engine_in_the_servers_own_process_when_asked(dialogue_bundle: Path) -> None:
     with server(dialogue_bundle, "--in-process") as running:
         assert workers_of(running.process.pid) == []
-        assert ready(running).status_code == 200
+        wait_until(lambda: ready(running).status_code == 200)
         answer = read_all(open_stream(running.port, max_tokens=5))
         assert b"[DONE]" in answer
         assert json.loads(answer.split(b"data: ")[1].split(b"\n")[0])["model"] == "talker"

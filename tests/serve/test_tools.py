@@ -10,6 +10,7 @@ import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from open_autoglm.chat.detection import format_named
 from open_autoglm.chat.format import ChatOptions
@@ -19,6 +20,8 @@ from open_autoglm.chat.tools import read_tools
 from open_autoglm.engine.answer import Answer
 from open_autoglm.engine.order_desk import OrderDesk
 from open_autoglm.engine.orders import ChatOrder, Piece
+from open_autoglm.engine.piece_merging import merge_pieces
+from open_autoglm.engine.prepared_order import PieceBuffer
 from open_autoglm.engine.request import Request
 from open_autoglm.serve.routes.chat_response import whole_calls
 from tests.serve.checkpoints import BOOK, FORMAT_NAMES, PING, TOOLS, make_llm
@@ -163,22 +166,39 @@ def test_thinking_is_switched_where_the_format_has_a_switch(speaker: Running) ->
 
 
 def pieces_of(name: str, script: list[str], order: ChatOrder) -> tuple[list[Piece], Request]:
-    """What the desk makes of tokens that a model would have said. script: marks whole, text in between."""
+    """What the desk makes of tokens that a model would have said. script: marks whole, text in between.
+
+    However many tokens are read together, it is the same.
+    """
     llm = make_llm(name)
-    prepared = OrderDesk(llm).prepare(order)
     tokenizer, marks = llm.tokenizer, {text: i for i, text in llm.chat_format.marks(llm.tokenizer).items()}
     ids: list[int] = []
     for part in script:
         ids += [marks[part]] if part in marks else PromptEncoder(tokenizer).encode_text(part)
-    request = prepared.requests[0]
     stops = llm.chat_format.stop_token_ids(tokenizer)
-    answer = Answer(request, llm.vocabulary, frozenset(stops), 2000)
-    pieces: list[Piece] = []
-    for token_id in [*ids, stops[0]]:
-        delta = answer.take(token_id, None)
-        pieces += prepared.pieces(delta)
-        if delta.completion is not None:
-            break
+
+    def read(together: int) -> tuple[list[Piece], Request]:
+        prepared = OrderDesk(llm).prepare(order)
+        request = prepared.requests[0]
+        answer = Answer(request, llm.vocabulary, frozenset(stops), 2000)
+        buffer, pieces = PieceBuffer(prepared), list[Piece]()
+        for token_id in [*ids, stops[0]]:
+            delta = answer.take(token_id, None)
+            buffer.add(delta)
+            if buffer.num_deltas >= together or delta.completion is not None:
+                pieces += buffer.take()
+            if delta.completion is not None:
+                break
+        return pieces, request
+
+    def sums(pieces: list[Piece]) -> object:
+        [one] = merge_pieces(pieces)
+        calls = [replace(call, id="") for call in one.calls]
+        return replace(one, calls=calls, times=None)
+
+    pieces, request = read(1)
+    for together in (2, 5, 1000):
+        assert sums(read(together)[0]) == sums(pieces)
     return pieces, request
 
 
@@ -227,6 +247,31 @@ def test_reasoning_is_split_off_and_stop_strings_do_not_end_it() -> None:
         assert pieces[-1].finish_reason == "stop"
         assert pieces[-1].usage is not None
         assert pieces[-1].usage.reasoning_tokens > 3
+
+
+@pytest.mark.parametrize("name", ["glm-4.5", "glm-4.7", "glm-z1"])
+def test_a_thought_words_and_calls_of_one_answer_come_apart(name: str) -> None:
+    """And do so however many tokens are read together, which `pieces_of` looks at."""
+    chat_format, tools = format_named(name), read_tools(TOOLS)
+    values = {"city": "北京", "count": 2, "seat": {"row": 1, "kind": "b"}}
+    calls = (ToolCall("book", json.dumps(values, ensure_ascii=False)), ToolCall("ping", "{}"))
+    order = ChatOrder(QUESTION, {"max_tokens": 1000}, tools=TOOLS)
+    turn = Message(Role.ASSISTANT, "", tool_calls=calls)
+    said = [item.text for item in chat_format.render([Message(Role.USER, "go"), turn], tools, ChatOptions())]
+    body = said[said.index("<|assistant|>") + 1 : -1]
+    if "</think>" in body:
+        body = body[body.index("</think>") + 1 :]
+    opening = ["\n", "<think>"] if name == "glm-4.5" else []
+    words = "" if name == "glm-z1" else "See 海: "  # a name on a line of its own is a call where nothing is before it
+    pieces, _ = pieces_of(name, [*opening, "海 is </near> here", "</think>", f"\n{words}", *body], order)
+    assert "".join(piece.reasoning for piece in pieces) == "海 is </near> here"
+    assert "".join(piece.text for piece in pieces).strip() == words.strip()
+    found = whole_calls([call for piece in pieces for call in piece.calls])
+    assert [call["function"]["name"] for call in found] == ["book", "ping"]
+    assert json.loads(found[0]["function"]["arguments"]) == values
+    assert pieces[-1].finish_reason == "tool_calls"
+    assert pieces[-1].usage is not None
+    assert pieces[-1].usage.reasoning_tokens > 3
 
 
 def test_a_broken_call_is_content_and_nothing_is_lost() -> None:

@@ -120,7 +120,7 @@ def test_the_values_are_those_of_a_scripted_run(fresh: Running) -> None:
     for path in ("/x", "/x/y", "/v2/chat", "/v1/models/unknown", "/playground/none.js"):
         assert get(fresh.url + path).status_code == 404
     assert get(f"{fresh.url}/v1/chat/completions").status_code == 405
-    assert request("BREW", f"{fresh.url}/health").status_code == 405
+    assert request("PROPFIND", f"{fresh.url}/health").status_code == 405
 
     samples = read_when_told(fresh.url, 3 + 2 + 1 + 1 + 1 + 2 + 5 + 2)
     requests = Counter(
@@ -186,7 +186,9 @@ def test_there_are_few_series_whatever_is_asked_for(fresh: Running) -> None:
         for number in range(40):
             assert client.post("/v1/chat/completions", json=body(model=f"m{number}")).status_code == 404
             assert client.get(f"/{number}", headers={"X-Request-Id": str(number)}).status_code == 404
-            assert client.request(f"X{number}", "/v1/models").status_code == 405
+            method = ("PROPFIND", "MKCOL", "PURGE", "LINK", "REPORT")[number % 5]
+            assert client.request(method, "/v1/models").status_code == 405
+            assert client.request(f"X{number}", "/v1/models").status_code == 400, "no HTTP that the parser knows"
     samples = read(fresh.url)
     assert samples.labels("requests_total", "route") <= {
         "other", "/v1/models/{model_id}", "/playground/{name}", *known_paths(),

@@ -14,7 +14,7 @@ import typer
 
 from open_autoglm.cli.output import print_json, print_line, print_table
 
-_SERVING: Final = ("fastapi", "uvicorn", "llguidance", "tokenizers", "safetensors", "numpy")
+_SERVING: Final = ("starlette", "uvicorn", "llguidance", "tokenizers", "safetensors", "numpy")
 _BUILDING: Final = ("torch", "optuna", "polars", "scikit-learn", "dbos")
 
 

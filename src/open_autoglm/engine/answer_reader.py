@@ -69,7 +69,11 @@ class AnswerReader:
         mark = self._marks.get(token_id)
         text = self._decoder.decode(written)
         if mark is None:
-            if text:
+            last = self._waiting[-1] if self._waiting else None
+            if last is not None and not last.mark:
+                last.text += text
+                last.cost += len(text)
+            elif text:
                 self._waiting.append(_Piece(text, mark=False, cost=len(text)))
             return
         # A tag is text in the answer too, and may end a character that was cut in the middle.

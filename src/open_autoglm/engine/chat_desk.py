@@ -77,7 +77,16 @@ class ChatDesk:
         if vocabulary is None or (answer is None and request.params.logprobs is None):
             return None
         marks = {} if answer is None else self._marks
-        return PieceReader(answer, vocabulary, marks, request.params.stop_token_ids, request.drop_prefix)
+        params = request.params
+        return PieceReader(
+            answer,
+            vocabulary,
+            marks,
+            params.stop_token_ids,
+            request.drop_prefix,
+            gathers=answer is not None and params.logprobs is None and not params.stop,
+            thinks_by_text=self._llm.chat_format.thinks and not self._has_tag_tokens,
+        )
 
     def options(self, order: ChatOrder | TokenizeOrder) -> ChatOptions:
         """What a request says of thinking. Raises RequestError for what the model's format cannot do."""

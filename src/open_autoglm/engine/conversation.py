@@ -20,6 +20,14 @@ _FIELDS_OF: Final = {
     Role.OBSERVATION: frozenset({"tool_call_id"}),
 }
 
+_MEDIA: Final = {
+    **dict.fromkeys(("image", "image_url", "input_image"), "an image"),
+    **dict.fromkeys(("audio", "audio_url", "input_audio"), "a sound"),
+    **dict.fromkeys(("video", "video_url", "input_video"), "a video"),
+    **dict.fromkeys(("file", "input_file"), "a file"),
+}
+"""Kinds of parts that models of other families read."""
+
 MessageLike = Message | Mapping[str, Any]
 Conversation = str | Sequence[MessageLike]
 
@@ -56,6 +64,8 @@ def _read(item: Mapping[str, Any], place: str) -> Message:
         raise RequestError(f"{place}.{unknown[0]} is not supported", f"{place}.{unknown[0]}")
     values = dict(item)
     calls = item.get("tool_calls")
+    if calls is not None and not isinstance(calls, list):
+        raise RequestError(f"{place}.tool_calls must be a list of calls", f"{place}.tool_calls")
     for field in ("content", "metadata", "reasoning_content", "tool_call_id"):
         if field in item or field == "content":
             value = _joined(item.get(field), f"{place}.{field}")
@@ -165,12 +175,19 @@ def check_text(text: Any, parameter: str) -> str:
     return text
 
 
+def _refused_part(part: Any, place: str) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(kind, str) and kind in _MEDIA:
+        return f"{place} is {_MEDIA[kind]}; the model reads text only, and no address is fetched: leave it out"
+    return f'{place} must be a text part, {{"type": "text", "text": ...}}; other kinds are not supported'
+
+
 def _joined(content: Any, place: str) -> Any:
     if not isinstance(content, list):
         return content
     texts: list[str] = []
     for index, part in enumerate(content):
         if not isinstance(part, Mapping) or part.get("type") != "text" or set(part) != {"type", "text"}:
-            raise RequestError(f"{place}[{index}] must be a text part; other kinds are not supported", place)
+            raise RequestError(_refused_part(part, f"{place}[{index}]"), place)
         texts.append(check_text(part["text"], f"{place}[{index}].text"))
     return "".join(texts)

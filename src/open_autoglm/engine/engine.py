@@ -119,6 +119,11 @@ class Engine:
         return bool(self._answers or self._measurements)
 
     @property
+    def num_steps(self) -> int:
+        """How many steps were computed."""
+        return self._num_steps
+
+    @property
     def stats(self) -> EngineStats:
         """Where the engine stands."""
         return EngineStats(

@@ -234,7 +234,7 @@ class EngineThread:
             self._step()
 
     def _step(self) -> None:
-        before = self._engine.stats.num_steps
+        before = self._engine.num_steps
         self._step_began = time.monotonic()
         try:
             deltas = self._engine.step()
@@ -243,7 +243,7 @@ class EngineThread:
             return
         finally:
             self._step_began = None
-        if self._engine.stats.num_steps > before and not (deltas and all(map(_is_failure, deltas))):
+        if self._engine.num_steps > before and not (deltas and all(map(_is_failure, deltas))):
             self._last_success = time.monotonic()
         self._deliver(deltas)
 
@@ -251,6 +251,8 @@ class EngineThread:
         """Carry out what was asked since the last step; false once the thread should end when idle."""
         wait = wait and not self._stopping
         while True:
+            if not wait and self._commands.empty():
+                return not self._stopping
             try:
                 command = self._commands.get(block=wait, timeout=self._probe_seconds)
             except queue.Empty:

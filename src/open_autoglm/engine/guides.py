@@ -17,7 +17,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from tokenizers import Tokenizer
 
 from open_autoglm.engine.schema_patterns import with_ecma_patterns
-from open_autoglm.engine.task_grammar import compile_task_guide, depends_on_input, substring_grammar
+from open_autoglm.engine.task_grammar import TaskGrammar, substring_grammar
 from open_autoglm.errors import EngineError, RequestError
 from open_autoglm.task import Task
 
@@ -158,6 +158,7 @@ class GuideCompiler:
         self._vocab_size, self._stop_token_ids = vocab_size, tuple(stop_token_ids)
         self._tokenizer = self._load(tokenizer.to_str())
         self._tagged: LLTokenizer | None = None
+        self._task: tuple[Task, TaskGrammar] | None = None
         self._limits = LLParserLimits(verbose_errors=False)
         self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
@@ -178,14 +179,17 @@ class GuideCompiler:
 
     def compile_task(self, task: Task, input_text: str) -> Guide:
         """Compile the guide of a task for one input. Raises ConfigurationError or RequestError."""
-        if depends_on_input(task):
-            grammar = compile_task_guide(task, input_text)
-            return Guide(self._compile(FREE_TOKENS + grammar, "the task's guide cannot take this input", "messages"))
+        known = self._task
+        if known is None or known[0] is not task:
+            known = self._task = (task, TaskGrammar(task))
+        grammar = known[1]
+        if grammar.depends_on_input:
+            text = FREE_TOKENS + grammar.text(input_text)
+            return Guide(self._compile(text, "the task's guide cannot take this input", "messages"))
         key = "task\0" + json.dumps(task.to_dict(), sort_keys=True)
         matcher = self._cached(key)
         if matcher is None:
-            grammar = compile_task_guide(task, "")
-            matcher = self._compile(FREE_TOKENS + grammar, "the task's answer schema cannot be guided", None)
+            matcher = self._compile(FREE_TOKENS + grammar.text(""), "the task's answer schema cannot be guided", None)
             self._keep(key, matcher)
         return Guide(matcher.deep_copy())
 

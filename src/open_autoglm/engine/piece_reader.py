@@ -29,7 +29,9 @@ class PieceReader:
 
     answer: takes it apart; without one all of it is content, and only the scores are sorted out. marks: control tokens
     and tags by id. ends: tokens that a request named as ends of its answer. drop_prefix: what the engine leaves out if
-    the answer begins with it.
+    the answer begins with it. gathers: several deltas without marks may be read as one, since no scores depend on where
+    they part. thinks_by_text: only the text says where thinking ends, so none are before the content begins, or the
+    tokens of both would count as thought.
     """
 
     def __init__(
@@ -39,8 +41,12 @@ class PieceReader:
         marks: Mapping[int, str],
         ends: Collection[int] = (),
         drop_prefix: str = "",
+        *,
+        gathers: bool = False,
+        thinks_by_text: bool = False,
     ) -> None:
         self._answer, self._vocabulary, self._marks, self._ends = answer, vocabulary, marks, ends
+        self._gathers, self._thinks_by_text = gathers, thinks_by_text
         self._prefix = drop_prefix.encode()
         self._scores: list[TokenLogprob] = []
         self._num_tokens = 0
@@ -48,6 +54,12 @@ class PieceReader:
         self.num_calls = 0
         self.reasoning_tokens = 0
         self.parse_seconds = 0.0
+
+    def may_wait(self, delta: Delta) -> bool:
+        """Whether a delta may be read together with those that follow it."""
+        if not self._gathers or delta.completion is not None or (self._thinks_by_text and not self._has_content):
+            return False
+        return all([token_id not in self._marks for token_id in delta.token_ids])  # noqa: C419 - mostly one
 
     def read(self, delta: Delta) -> Reading:
         """What is new and certain."""

@@ -18,6 +18,9 @@ from open_autoglm.engine.request import SamplingParams, TokenLogprob
 _NEGLIGIBLE: Final = 50.0
 """Natural logarithm of how much less likely than the best token a token must be to be left out of account."""
 
+_LEAST_TEMPERATURE: Final = 1e-6
+"""What lower temperatures count as; it takes the likeliest token too, and its inverse is a number."""
+
 _LONG: Final = 16384
 """Numbers in a row from which on a sample of them says where the largest begin."""
 
@@ -120,7 +123,7 @@ def _adjust(logits: np.ndarray, state: SamplerState) -> None:
 
 def _draw(logits: np.ndarray, likeliest: int, params: SamplingParams, generator: np.random.Generator) -> int:
     """One token at random, by inversion: one uniform number per token keeps the stream aligned."""
-    top, temperature = float(logits[likeliest]), params.temperature
+    top, temperature = float(logits[likeliest]), max(params.temperature, _LEAST_TEMPERATURE)
     floor = top - temperature * _NEGLIGIBLE
     if params.min_p > 0.0:
         floor = max(floor, top + temperature * math.log(params.min_p))

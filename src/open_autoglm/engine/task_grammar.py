@@ -38,11 +38,6 @@ def has_task_guide(task: Task | None) -> bool:
     return task is not None and bool(task.labels or task.answer_schema is not None)
 
 
-def depends_on_input(task: Task) -> bool:
-    """Whether the grammar of a task differs from input to input."""
-    return '"x-copied": true' in json.dumps(task.answer_schema) and not task.labels
-
-
 def compile_task_guide(task: Task, input_text: str) -> str:
     """The Lark grammar of all valid answers to `input_text`.
 
@@ -55,12 +50,32 @@ def compile_task_guide(task: Task, input_text: str) -> str:
     more than 100,000 characters.
     Raises ConfigurationError for a schema that uses anything else.
     """
-    if task.labels:
-        return "start: " + "\n  | ".join(_literal(label) for label in task.labels)
-    if task.answer_schema is None:
-        raise ConfigurationError(f"a task of kind {task.kind} has no form of answer to guide decoding with")
-    writer = _GrammarWriter(input_text)
-    return writer.grammar(task.answer_schema)
+    return TaskGrammar(task).text(input_text)
+
+
+class TaskGrammar:
+    """The grammars of one task, written once but for the words of the input. See `compile_task_guide`."""
+
+    def __init__(self, task: Task) -> None:
+        self.depends_on_input = False
+        """Whether the grammar differs from input to input."""
+        if task.labels:
+            self._with_words = self._without = "start: " + "\n  | ".join(_literal(label) for label in task.labels)
+            return
+        if task.answer_schema is None:
+            raise ConfigurationError(f"a task of kind {task.kind} has no form of answer to guide decoding with")
+        writer = _GrammarWriter(copies=True)
+        self._with_words = writer.grammar(task.answer_schema)
+        self._without = _GrammarWriter(copies=False).grammar(task.answer_schema)
+        self.depends_on_input = writer.has_copied
+
+    def text(self, input_text: str) -> str:
+        """The grammar of all valid answers to an input."""
+        words = split_words(input_text) if self.depends_on_input and len(input_text) <= _MAX_INPUT else []
+        if not any(word.strip() for word in words):
+            return self._without
+        escaped = [json.dumps(word, ensure_ascii=False)[1:-1] for word in words]
+        return self._with_words + "".join(f"{name}: {rule}\n" for name, rule in _run_of_words(escaped).items())
 
 
 def substring_grammar(text: str) -> str:
@@ -77,10 +92,15 @@ def _run_of_words(words: list[str]) -> dict[str, str]:
 
 
 class _GrammarWriter:
-    def __init__(self, input_text: str) -> None:
+    """Writes all of a grammar but the terminal COPIED.
+
+    copies: strings may be copied from an input. has_copied: some are.
+    """
+
+    def __init__(self, *, copies: bool) -> None:
         self._rules: list[str] = []
         self._terminals: dict[str, str] = {}
-        self._input = input_text
+        self._copies, self.has_copied = copies, False
 
     def grammar(self, schema: dict[str, Any]) -> str:
         self._rules.append("start: " + self._value(schema, 0))
@@ -227,12 +247,10 @@ class _GrammarWriter:
         return name
 
     def _copied(self) -> str:
-        words = split_words(self._input) if len(self._input) <= _MAX_INPUT else []
-        if not any(word.strip() for word in words):
+        if not self._copies:
             return self._terminal("STRING")
-        if "COPIED" not in self._terminals:
-            escaped = [json.dumps(word, ensure_ascii=False)[1:-1] for word in words]
-            self._terminals.update(_run_of_words(escaped))
+        if not self.has_copied:
+            self.has_copied = True
             self._rules.append('copied: "\\"" COPIED "\\""')
         return "copied"
 

@@ -26,10 +26,10 @@ from typing import Final, NoReturn
 from open_autoglm.engine.engine_thread import EngineThread, News
 from open_autoglm.engine.llm import LLM
 from open_autoglm.engine.order_desk import PREPARING, OrderDesk, error_of
-from open_autoglm.engine.orders import Piece, Reply
-from open_autoglm.engine.piece_merging import merge_pieces
-from open_autoglm.engine.prepared_order import PreparedOrder, PreparedQuestion
+from open_autoglm.engine.orders import Reply
+from open_autoglm.engine.prepared_order import PreparedQuestion
 from open_autoglm.engine.request import Completion, Delta
+from open_autoglm.engine.sending import OpenAnswer, Pacer
 from open_autoglm.engine.stats import PROBE_SECONDS
 from open_autoglm.engine.wire import (
     Ask,
@@ -55,32 +55,8 @@ from open_autoglm.errors import ConfigurationError, EngineError, OpenAutoGLMErro
 BEAT_SECONDS: Final = 0.25
 _FIRST_STEP_SECONDS: Final = 2.0
 _READ_BYTES: Final = 256 * 1024
-_HELD_PIECES: Final = 256
 _FAULT_EXIT: Final = 70
 _PR_SET_PDEATHSIG: Final = 1
-
-
-class _Order:
-    """An order in work. left: nobody waits for it. held: pieces of an answer that is wanted whole."""
-
-    __slots__ = ("held", "left", "number", "prepared", "remaining", "whole")
-
-    def __init__(self, number: int, *, whole: bool) -> None:
-        self.number, self.whole, self.left = number, whole, False
-        self.prepared: PreparedOrder | None = None
-        self.remaining: set[str] = set()
-        self.held: list[Piece] = []
-
-    @property
-    def request_ids(self) -> list[str]:
-        """Of the engine."""
-        return [] if self.prepared is None else list(self.prepared.places)
-
-    def read(self, delta: Delta) -> list[Piece]:
-        """What a delta adds."""
-        if delta.completion is not None:
-            self.remaining.discard(delta.request_id)
-        return [] if self.prepared is None else self.prepared.pieces(delta)
 
 
 class _Question:
@@ -122,7 +98,8 @@ class Worker:
         self._desk = OrderDesk(llm)
         self._thread = EngineThread(llm.engine, max_queued=max_queued, probe_seconds=PROBE_SECONDS)
         self._preparing = ThreadPoolExecutor(PREPARING, "open-autoglm-desk")
-        self._orders: dict[int, _Order | _Question] = {}
+        self._orders: dict[int, OpenAnswer | _Question] = {}
+        self._pacer = Pacer()
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -135,7 +112,7 @@ class Worker:
         """Begin or end an order; what is slow goes to other threads."""
         match message:
             case Ask():
-                order = self._orders[message.number] = _Order(message.number, whole=message.whole)
+                order = self._orders[message.number] = OpenAnswer(message.number, whole=message.whole)
                 self._preparing.submit(self._prepare, order, message)
             case Leave():
                 with self._lock:
@@ -148,7 +125,7 @@ class Worker:
             case Stop() | Load():
                 os._exit(0)
 
-    def _prepare(self, order: _Order, message: Ask) -> None:
+    def _prepare(self, order: OpenAnswer, message: Ask) -> None:
         if order.left:
             return
         try:
@@ -156,8 +133,7 @@ class Worker:
             with self._lock:  # whoever leaves does so before this or after it, never within
                 if order.left:
                     return
-                order.prepared = prepared
-                order.remaining = set(prepared.places)
+                order.begin(prepared)
                 self._thread.submit(prepared.requests, order, self._hand_on)
         except OpenAutoGLMError as error:
             self._fail(order, error)
@@ -188,7 +164,7 @@ class Worker:
 
     def _hand_on(self, news: Sequence[News]) -> None:
         """Write what a step brought, in the engine's thread."""
-        pieces: dict[_Order, list[Piece]] = {}
+        answers: dict[OpenAnswer, None] = {}
         for order, item in news:
             if order.left:
                 continue
@@ -200,11 +176,24 @@ class Worker:
                 if isinstance(order, _Question):
                     self._collect(order, item)
                 else:
-                    pieces.setdefault(order, []).extend(order.read(item))
+                    order.add(item)
+                    answers[order] = None
             except Exception:  # noqa: BLE001 - an answer that we cannot read ends alone
                 self._fail(order, _internal_error())
-        parts = [self._part(order, some) for order, some in pieces.items() if not order.left]
-        if parts := [part for part in parts if part is not None]:
+        self._send(self._pacer.choose(answers, len(self._orders)))
+
+    def _send(self, answers: Sequence[OpenAnswer]) -> None:
+        parts: list[Part] = []
+        for answer in answers:
+            try:
+                part = answer.part()
+            except Exception:  # noqa: BLE001 - an answer that we cannot read ends alone
+                self._fail(answer, _internal_error())
+                continue
+            parts.append(part)
+            if part.is_last:
+                self._orders.pop(part.number, None)
+        if parts:
             self._outbox.send(Step(parts))
 
     def _collect(self, question: _Question, delta: Delta) -> None:
@@ -218,19 +207,10 @@ class Worker:
             except OpenAutoGLMError as error:
                 self._fail(question, error)
 
-    def _part(self, order: _Order, pieces: list[Piece]) -> Part | None:
-        is_last = not order.remaining
-        if is_last:
-            self._orders.pop(order.number, None)
-        if not order.whole:
-            return Part(order.number, merge_pieces(pieces), is_last)
-        order.held += pieces
-        if not is_last and len(order.held) < _HELD_PIECES:
-            return None
-        held, order.held = order.held, []
-        return Part(order.number, merge_pieces(held), is_last)
-
-    def _fail(self, order: _Order | _Question, error: OpenAutoGLMError) -> None:
+    def _fail(self, order: OpenAnswer | _Question, error: OpenAutoGLMError) -> None:
+        if isinstance(order, OpenAnswer) and order.has_begun and not order.left:
+            self._pacer.forget(order)
+            self._send([order])  # what was said before the fault
         with self._lock:
             if order.left:
                 return
@@ -238,7 +218,7 @@ class Worker:
             self._give_up(order)
         self._outbox.send(Failed(order.number, Fault.of(error)))
 
-    def _give_up(self, order: _Order | _Question) -> None:
+    def _give_up(self, order: OpenAnswer | _Question) -> None:
         order.left = True
         self._thread.abort(order.request_ids)
 

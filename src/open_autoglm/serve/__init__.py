@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server: OpenAI's chat API over the engine. Import its modules by name; FastAPI loads with `serve.app` only."""
+"""The server: OpenAI's chat API over the engine. Import its modules by name; Starlette loads with `serve.app` only."""

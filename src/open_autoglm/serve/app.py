@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.serve.error_shape import HttpError, install_error_handlers
@@ -29,7 +29,6 @@ from open_autoglm.serve.routes.tokenize_route import TokenizeRoutes
 from open_autoglm.serve.settings import ServeSettings
 from open_autoglm.serve.watching.watch import Watch
 from open_autoglm.serve.watching.watch_gate import WatchGate
-from open_autoglm.version import __version__
 
 if TYPE_CHECKING:
     from open_autoglm.engine import LLM
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from open_autoglm.serve.pipelines.pipeline_desk import PipelineDesk
 
 
-def create_app(llm: LLM, settings: ServeSettings) -> FastAPI:
+def create_app(llm: LLM, settings: ServeSettings) -> Starlette:
     """The application over a model in this process; its engine's thread runs from start-up to shutdown.
 
     `app.state.model` is the service over it. Raises ConfigurationError for a model without a tokenizer.
@@ -52,7 +51,7 @@ def create_app(llm: LLM, settings: ServeSettings) -> FastAPI:
     return app
 
 
-def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | None = None) -> FastAPI:
+def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | None = None) -> Starlette:
     """The application over models that may live elsewhere. It starts and stops them.
 
     `app.state` has `models`, `guards` and `watch`; with a `grpc_port` also the gRPC twin, `grpc`, which it starts and
@@ -63,7 +62,7 @@ def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | 
     watch = Watch(models, settings.watching)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await models.start()
         try:
             if beside is not None:
@@ -77,16 +76,7 @@ def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | 
             await models.stop()
             await watch.close()
 
-    app = FastAPI(
-        title="Open-AutoGLM",
-        version=__version__,
-        lifespan=lifespan,
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        # Newer versions trace by themselves, which takes time on each request; `Watch` does it, where it is wanted.
-        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
-    )
+    app = Starlette(lifespan=lifespan)
     app.state.models = models
     app.state.watch = watch
     install_error_handlers(app)
@@ -107,7 +97,7 @@ def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | 
     return app
 
 
-def _pipelines(app: FastAPI, settings: ServeSettings) -> PipelineDesk:
+def _pipelines(app: Starlette, settings: ServeSettings) -> PipelineDesk:
     try:
         from open_autoglm.serve.pipelines.mount import mount_pipelines
     except ImportError as error:

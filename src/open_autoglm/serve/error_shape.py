@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from open_autoglm.errors import OpenAutoGLMError, RequestError
 from open_autoglm.serve.watching.request_record import record_of
@@ -56,7 +57,7 @@ def error_response(error: OpenAutoGLMError) -> JSONResponse:
     return JSONResponse(body, status, headers)
 
 
-def install_error_handlers(app: FastAPI) -> None:
+def install_error_handlers(app: Starlette) -> None:
     """Give every fault of an application, known or not, the same shape; unknown ones show no internals."""
 
     async def known(_: Request, error: Exception) -> JSONResponse:

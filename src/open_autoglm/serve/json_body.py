@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NoReturn
 
-from fastapi import Request
+from starlette.requests import Request
 
 from open_autoglm.errors import RequestError
 from open_autoglm.serve.error_shape import HttpError

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _CLOSING_SECONDS: Final = 5
 """What connections get to take their last bytes once the engine is done."""
 
+_LAST_LOOKS: Final = 20
+"""How often it is looked, before the door is shut, for what clients have sent already."""
+
 _log = logging.getLogger("open_autoglm.serve.server")
 
 
@@ -55,6 +58,10 @@ class _DrainingServer(uvicorn.Server):
         draining = asyncio.ensure_future(self._models.stop(0.0 if self.force_exit else self._drain_seconds))
         hurrying = asyncio.ensure_future(self._hurry())
         try:
+            # A connection that is closed before its request was read is reset: its client would never hear why. So
+            # what has come is taken, and refused in words. Passes of the loop count: time says nothing under load.
+            for _ in range(_LAST_LOOKS):
+                await asyncio.sleep(0.005)
             await super().shutdown(sockets)
             await draining
         finally:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from open_autoglm.serve.routes.openapi_document import openapi_document
-from tests.serve.fuzzing import Tally, fuzz
+from tests.serve.fuzzing import Fuzzer, Tally
 from tests.serve.pipelines.conftest import Station
 
 PREFIXES = ("/v1/pipelines", "/v1/runs", "/v1/schedules", "/hooks")
@@ -26,6 +26,8 @@ def test_no_request_breaks_the_server_and_every_answer_is_documented(station: St
     for name in ("StartRequest", "CheckRequest"):  # settings have the file checked in a new process each time
         del document["components"]["schemas"][name]["properties"]["set"]
     tally = Tally()
-    fuzz(station.url, examples=6, tally=tally, described=document)
+    with Fuzzer(station.url, tally, document) as fuzzer:
+        for kind in fuzzer.kinds:
+            fuzzer.ask(kind, 6)
     assert tally.cases > 80
     assert {name.rsplit(" ", 1)[1] for name in tally.statuses} >= {"200", "202", "400", "401", "404", "409"}

@@ -13,10 +13,9 @@ import resource
 from dataclasses import replace
 from enum import Enum
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from open_autoglm.serve.error_shape import HttpError, error_body
 from open_autoglm.serve.guards.guard_settings import ConnectionSettings
@@ -27,6 +26,8 @@ from open_autoglm.serve.settings import ServeSettings
 _SLACK: Final = 1024
 """Bytes that a header may be larger here than where it is parsed."""
 _LINGER_SECONDS: Final = 1.0
+_MOST_AHEAD: Final = 100
+"""Requests that a connection may send before the first of them is answered."""
 _OTHER_FILES: Final = 256
 """Files that a server opens besides its connections."""
 
@@ -39,8 +40,38 @@ class _Phase(Enum):
     ANSWER = 3
 
 
-class LimitedProtocol(H11Protocol):
-    """uvicorn's protocol on h11 with limits; `limited_protocol` gives a class of it with some."""
+class _Transport:
+    """A transport that takes what is written after its end, and drops it, on whatever event loop.
+
+    uvloop raises an error for it, until the protocol is told of the end a moment later.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.write_now = transport.write
+        self.is_closing = transport.is_closing
+        self.get_extra_info = transport.get_extra_info
+        self.close = transport.close
+        self.abort = transport.abort
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, while there is a client."""
+        if not self.is_closing():
+            self.write_now(data)
+
+    def pause_reading(self) -> None:
+        """Read no more for now."""
+        if not self.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if not self.is_closing():
+            self._transport.resume_reading()
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol on httptools with limits; `limited_protocol` gives a class of it with some."""
 
     limits: ConnectionSettings
 
@@ -50,12 +81,14 @@ class LimitedProtocol(H11Protocol):
         self._timed: tuple[_Phase, object] | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
-        self._has_first_line = False
+        self._framing_bytes = 0
+        self._has_first_line = self._in_body = self._has_body_news = False
         self._is_refused = False
+        self._answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Refuse one connection too many; start the clock for the header."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _Transport(transport)))
         if len(self.connections) > self.limits.max_connections:
             self._refuse(
                 HttpError(503, "too many connections are open; try again later", headers={"Retry-After": "1"}), linger=0
@@ -64,29 +97,61 @@ class LimitedProtocol(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clocks."""
+        """Stop the clocks, and tell the answer in work that nobody reads it, also when other requests follow it."""
         self._stop_timers()
+        answering = self._answering
+        if answering is not None and not answering.response_complete:
+            answering.disconnected = True
+            answering.message_event.set()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, within the limits."""
         if self._is_refused or self.transport.is_closing():
             return
-        in_header = self._phase() is _Phase.HEADER
+        in_header, cycle = not self._in_body, self.cycle
+        self._has_body_news = False
         if in_header:
             self._header_bytes += len(data)
             self._has_first_line = self._has_first_line or b"\n" in data
-        cycle = self.cycle
         super().data_received(data)
-        if self._is_refused:
+        if self._is_refused or self.parser is None:
             return
-        if in_header and self.cycle is cycle and self._phase() is _Phase.HEADER:
+        if in_header and self.cycle is cycle and not self._in_body:
             if self._header_bytes > self.limits.max_header_bytes + self.limits.max_url + _SLACK:
                 self._refuse(self._size_fault())
                 return
         else:
             self._header_bytes, self._has_first_line = 0, False
+        # A chunk's extension may be of any length to the parser.
+        self._framing_bytes = 0 if self._has_body_news or not self._in_body else self._framing_bytes + len(data)
+        if self._framing_bytes > self.limits.max_header_bytes + self.limits.max_url + _SLACK:
+            self._refuse(HttpError(400, "the request is not valid HTTP"))
+            return
         self._watch()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a line of the header; what follows a body in chunks is none."""
+        if not self._in_body:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The body begins. What raises an error here is refused as if it were no HTTP."""
+        if len(self.pipeline) >= _MOST_AHEAD:
+            raise ValueError("too many requests are sent ahead of their answers")
+        super().on_headers_complete()
+        self._in_body = True
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body has come."""
+        self._has_body_news = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The next header may begin."""
+        self._in_body = False
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """The next request's clock starts when its first byte comes; until then the keep-alive time runs."""
@@ -121,12 +186,19 @@ class LimitedProtocol(H11Protocol):
     def _size_fault(self) -> HttpError:
         return header_size_fault(self.limits) if self._has_first_line else url_fault(self.limits)
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: any client could fill the log with it."""
+
     def _phase(self) -> _Phase:
-        state = self.conn.their_state
-        if state is h11.IDLE:
-            return _Phase.HEADER
-        # A body goes on being read, and dropped, when its request is answered early.
-        return _Phase.BODY if state is h11.SEND_BODY else _Phase.ANSWER
+        if self._in_body:  # it goes on being read, and dropped, when its request is answered early
+            return _Phase.BODY
+        # A header that comes while a request is answered waits, and is not timed.
+        is_answering = self._answering is not None and not self._answering.response_complete
+        return _Phase.ANSWER if is_answering else _Phase.HEADER
 
     def _watch(self) -> None:
         """Keep a clock for what the connection waits for now. A clock that runs for the same thing runs on."""
@@ -164,12 +236,17 @@ class LimitedProtocol(H11Protocol):
         self._is_refused = True
         if self.transport.is_closing():
             return
-        if self.cycle is not None and not self.cycle.response_complete:
-            if self.cycle.response_started:
+        answering = self._answering
+        if answering is not None and not answering.response_complete:
+            if answering is not self.cycle or not self._in_body:  # it is a later request that is at fault
+                answering.keep_alive = False
+                self.pipeline.clear()
+                return
+            if answering.response_started:
                 self.transport.abort()
                 return
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            answering.disconnected = True
+            answering.message_event.set()
         status, body = error_body(fault)
         content = json.dumps(body, ensure_ascii=False).encode()
         lines = [
@@ -219,7 +296,6 @@ def connection_options(settings: ServeSettings, tls: ServerContext | None = None
     limits = settings.connections
     return {
         "http": limited_protocol(limits),
-        "h11_max_incomplete_event_size": limits.max_header_bytes + limits.max_url,
         "timeout_keep_alive": limits.keep_alive_seconds,
         "ws": "none",
         # uvicorn would believe X-Forwarded-For from 127.0.0.1, so that any local client could take any address;

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from open_autoglm.errors import ConfigurationError
@@ -162,7 +162,7 @@ class _GuardChain:
         return closing
 
 
-def install_guards(app: FastAPI, settings: ServeSettings, identify: IdentifyModel | None = None) -> Guards:
+def install_guards(app: Starlette, settings: ServeSettings, identify: IdentifyModel | None = None) -> Guards:
     """Put the guards around an application's routes; `app.state.guards` is where they are found.
 
     identify: from a model's name in a request to what the cache must know of it. Without it answers are kept for this

@@ -38,6 +38,10 @@ def header_fault(headers: Iterable[tuple[bytes, bytes]], url: bytes, limits: Con
     return None
 
 
+def _has_host(scope: Scope) -> bool:
+    return any(name == b"host" for name, _ in scope["headers"])
+
+
 def url_fault(limits: ConnectionSettings) -> HttpError:
     """For a URL that is too long."""
     return HttpError(414, f"the URL is longer than {limits.max_url} bytes, the most that this server takes")
@@ -63,6 +67,8 @@ class HeaderLimits:
         if scope["type"] == "http":
             url = scope.get("raw_path", b"") + b"?" + scope.get("query_string", b"")
             fault = header_fault(scope["headers"], url, self._limits())
+            if fault is None and scope["http_version"] == "1.1" and not _has_host(scope):
+                fault = HttpError(400, "a request has a Host header")
             if fault is not None:
                 fault.headers["Connection"] = "close"
                 await error_response(fault)(scope, receive, send)

@@ -18,7 +18,7 @@ from open_autoglm.engine.wire import Ask, Failed, FromWorker, Leave, Loaded, Put
 from open_autoglm.errors import ConfigurationError, EngineError, OpenAutoGLMError
 from open_autoglm.serve.models.engine_link import EngineLink
 from open_autoglm.serve.models.latency import Latency
-from open_autoglm.serve.models.open_order import OpenOrder, Pacer
+from open_autoglm.serve.models.open_order import OpenOrder
 from open_autoglm.serve.models.worker_process import ModelSource, WorkerProcess, memory_of
 
 _WATCH_SECONDS: Final = 0.25
@@ -86,7 +86,6 @@ class EngineProcess:
         self._numbers = itertools.count(1)
         self._num_restarts = 0
         self._num_open = 0
-        self._pacer = Pacer()
         self._large = asyncio.Semaphore(_LARGE_ORDERS)
         self._latency = Latency()
         self._answered = False
@@ -270,11 +269,9 @@ class EngineProcess:
 
     def _take(self, message: FromWorker) -> None:
         if isinstance(message, Step):
-            num_streams = len(self._orders)
             for part in message.parts:
                 if (order := self._orders.get(part.number)) is not None:
                     order.add(part.pieces, is_last=part.is_last)
-                    self._pacer.news(order, num_streams)
         elif isinstance(message, Failed):
             if (order := self._orders.get(message.number)) is not None:
                 order.fail(message.fault.to_error())

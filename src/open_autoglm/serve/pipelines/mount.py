@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from open_autoglm.serve.pipelines.pipeline_desk import PipelineDesk
 from open_autoglm.serve.pipelines.pipeline_routes import PipelineRoutes
@@ -14,7 +14,7 @@ from open_autoglm.serve.pipelines.webhook_route import WebhookRoute
 from open_autoglm.serve.settings import ServeSettings
 
 
-def mount_pipelines(app: FastAPI, settings: ServeSettings) -> PipelineDesk:
+def mount_pipelines(app: Starlette, settings: ServeSettings) -> PipelineDesk:
     """Add the routes; whoever ends the application closes what is returned.
 
     Raises ConfigurationError or StorageError for a folder or database that cannot be used.

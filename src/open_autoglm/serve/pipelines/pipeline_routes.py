@@ -8,8 +8,9 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from open_autoglm.errors import PipelineError, RequestError, SpecificationError
 from open_autoglm.pipeline.file_schema import PRIORITIES
@@ -42,7 +43,7 @@ class PipelineRoutes:
     def __init__(self, desk: PipelineDesk, max_body: int) -> None:
         self._desk, self._max_body = desk, max_body
 
-    def add_to(self, app: FastAPI) -> None:
+    def add_to(self, app: Starlette) -> None:
         """Add the routes to an application."""
         routes: tuple[tuple[str, str, _Handler], ...] = (
             ("GET", "/v1/pipelines", self.list_pipelines),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib import resources
 from typing import Final
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.routing import Route
 
 from open_autoglm.serve.routes.playground_route import PlaygroundFile, PlaygroundFolder, read_files
@@ -21,7 +21,7 @@ PAGE_PATHS: Final = (PAGE_PATH, *(f"{PAGE_PATH}/{name}" for name in PAGE_FILES i
 """Paths that answer without a key: a page must load before its user can type one. They hold nothing of the runs."""
 
 
-def mount_page(app: FastAPI) -> None:
+def mount_page(app: Starlette) -> None:
     """Serve the page and its files. Raises OSError if the installation lacks one."""
     files: dict[str, PlaygroundFile] = read_files(
         resources.files("open_autoglm.serve") / "pipelines" / "page", PAGE_FILES

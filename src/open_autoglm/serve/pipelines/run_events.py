@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fastapi import Request, Response
-from fastapi.responses import StreamingResponse
+from starlette.requests import Request
+from starlette.responses import Response
 
 from open_autoglm.errors import OpenAutoGLMError, RequestError
 from open_autoglm.pipeline.journal_records import ENDED, RunRecord
@@ -19,7 +19,7 @@ from open_autoglm.serve.pipelines.pipeline_desk import PipelineDesk
 from open_autoglm.serve.pipelines.pipeline_requests import EventsQuery
 from open_autoglm.serve.pipelines.pipeline_routes import query_of, run_id_of
 from open_autoglm.serve.pipelines.run_shapes import change_shape, log_shape, run_shape
-from open_autoglm.serve.routes.answering import STREAM_END, STREAM_HEADERS, event
+from open_autoglm.serve.routes.answering import STREAM_END, EventStream, event
 
 _LOOK_SECONDS: Final = 0.5
 _SILENCE_SECONDS: Final = 15.0
@@ -56,9 +56,9 @@ class RunEvents:
         await self._desk.do(lambda: self._desk.run(run_id))  # its absence has a status of its own
         if self._open >= _MOST_STREAMS:
             raise HttpError(429, f"{_MOST_STREAMS} streams of events are open, the most that there may be")
-        return StreamingResponse(self._events(run_id, after), media_type="text/event-stream", headers=STREAM_HEADERS)
+        return EventStream(self._events(run_id, after))
 
-    async def _events(self, run_id: str, after: int) -> AsyncGenerator[str, None]:
+    async def _events(self, run_id: str, after: int) -> AsyncGenerator[bytes, None]:
         self._open += 1
         try:
             logs: RunLogs | None = None
@@ -66,20 +66,20 @@ class RunEvents:
             silent = 0.0
             while True:
                 look, logs = await self._desk.do(lambda at=after, known=logs: self._look(run_id, at, known))
-                text = ""
+                data = b""
                 for change in look.changes:
                     after = change["id"]
-                    text += f"id: {after}\n{event(change_shape(look.run, change))}"
+                    data += b"id: %d\n%b" % (after, event(change_shape(look.run, change)))
                 for log in look.logs:
-                    text += event({"type": "log", "stage": log.stage, **log_shape(log)})
+                    data += event({"type": "log", "stage": log.stage, **log_shape(log)})
                 if (summary := run_shape(look.run)) != shown:
                     shown = summary
-                    text += event({"type": "run", "run": summary})
-                silent = 0.0 if text else silent + _LOOK_SECONDS
+                    data += event({"type": "run", "run": summary})
+                silent = 0.0 if data else silent + _LOOK_SECONDS
                 if silent >= _SILENCE_SECONDS:
-                    silent, text = 0.0, ": nothing new\n\n"  # or what lies between takes the connection for dead
-                if text:
-                    yield text
+                    silent, data = 0.0, b": nothing new\n\n"  # or what lies between takes the connection for dead
+                if data:
+                    yield data
                 if look.is_over:
                     yield STREAM_END
                     return

@@ -9,8 +9,8 @@ import secrets
 import time
 from typing import Any, Final
 
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from open_autoglm.errors import ConfigurationError, RequestError
 from open_autoglm.pipeline.secrets import SecretStore

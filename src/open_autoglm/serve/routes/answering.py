@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Protocol, TypeVar
 
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from open_autoglm.engine.orders import ChatOrder, Order, Piece, Question, Reply
 from open_autoglm.errors import OpenAutoGLMError
@@ -20,9 +21,10 @@ from open_autoglm.serve.models.model_client import Models
 from open_autoglm.serve.watching.request_record import record_of
 from open_autoglm.serve.watching.watched_models import WatchedModels, watched
 
-STREAM_END: Final = "data: [DONE]\n\n"
-STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+STREAM_END: Final = b"data: [DONE]\n\n"
+_STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _Result = TypeVar("_Result")
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class AnswerWriter(Protocol):
@@ -36,11 +38,11 @@ class AnswerWriter(Protocol):
         """The body of an answer that is not streamed, from the pieces that were added."""
         ...
 
-    def events(self, piece: Piece) -> str:
+    def events(self, piece: Piece) -> bytes:
         """The events of a piece in a stream."""
         ...
 
-    def closing_events(self) -> str:
+    def closing_events(self) -> bytes:
         """What follows the end of the last choice."""
         ...
 
@@ -57,7 +59,7 @@ async def answer(
     head = await unless_gone(request, anext(events))
     if head is None:
         return client_gone()
-    return StreamingResponse(_with_head(head, events), media_type="text/event-stream", headers=STREAM_HEADERS)
+    return EventStream(_with_head(head, events))
 
 
 async def reply_to(request: Request, models: Models, name: str, question: Question) -> Reply | None:
@@ -67,15 +69,9 @@ async def reply_to(request: Request, models: Models, name: str, question: Questi
 
 async def unless_gone(request: Request, work: Awaitable[_Result]) -> _Result | None:
     """The result of `work`, or nothing if the client goes away first; `work` is cancelled then."""
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_until_gone(request))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        for item in (task, watcher):
-            item.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
+    async with _WhileThere(request.receive):
+        return await work
+    return None
 
 
 def client_gone() -> Response:
@@ -83,9 +79,56 @@ def client_gone() -> Response:
     return Response(status_code=499)
 
 
-def event(value: dict[str, Any]) -> str:
+def event(value: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return b"data: %b\n\n" % _encode(value)
+
+
+class EventStream(Response):
+    """Server-sent events as they come. What makes them is closed when the client goes away.
+
+    Starlette's own starts a group of tasks for each answer, which takes longer than all else here.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers=_STREAM_HEADERS, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        async with aclosing(self._events) as events, _WhileThere(receive):
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for data in events:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _WhileThere:
+    """Cancels what is done within it when the client goes away, and goes on after it, as `asyncio.timeout` does."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._is_gone = self._is_over = False
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._before = 0 if self._task is None else self._task.cancelling()
+        self._watcher = asyncio.ensure_future(self._watch())
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self._is_over = True
+        self._watcher.cancel()
+        if kind is asyncio.CancelledError and self._is_gone and self._task is not None:
+            return self._task.uncancel() <= self._before  # else it is cancelled for another reason as well
+        return False
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._is_over and self._task is not None:
+            self._is_gone = True
+            self._task.cancel()
 
 
 async def _whole(models: WatchedModels, name: str, order: Order, writer: AnswerWriter) -> dict[str, Any]:
@@ -102,7 +145,7 @@ async def _reply(models: WatchedModels, name: str, question: Question) -> Reply:
 
 async def _events(
     models: WatchedModels, name: str, order: Order, writer: AnswerWriter, meter: TokenMeter
-) -> AsyncGenerator[str, None]:
+) -> AsyncGenerator[bytes, None]:
     """All events of a stream; the first is ready when the engine has computed a token of some choice."""
     used = TokensUsed(order)
     async with models.use(name) as model, aclosing(model.stream(order)) as pieces:
@@ -110,7 +153,7 @@ async def _events(
             if meter.counts:
                 used.add(some)
                 meter.record(used.answer_tokens, used.prompt_tokens)
-            if events := "".join(map(writer.events, some)):
+            if events := b"".join(map(writer.events, some)):
                 yield events
     yield writer.closing_events()
 
@@ -137,7 +180,7 @@ class TokensUsed:
         return sum(self._prompts.values()) if len(self._prompts) == self._num_prompts else None
 
 
-async def _with_head(head: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+async def _with_head(head: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     async with aclosing(events):
         yield head
         try:
@@ -145,8 +188,3 @@ async def _with_head(head: str, events: AsyncGenerator[str, None]) -> AsyncGener
                 yield item
         except OpenAutoGLMError as error:  # the status is long sent: say it in the stream, as OpenAI does
             yield event(error_body(error)[1])
-
-
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

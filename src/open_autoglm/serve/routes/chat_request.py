@@ -11,12 +11,12 @@ from pydantic import Field, PrivateAttr, StrictBool, StrictStr, WithJsonSchema
 from open_autoglm.engine.orders import ChatOrder, ToolChoice
 from open_autoglm.engine.request import MAX_LOGPROBS
 from open_autoglm.errors import RequestError
-from open_autoglm.serve.routes.request_model import RequestModel
+from open_autoglm.serve.routes.message_schema import MESSAGE_SCHEMA
+from open_autoglm.serve.routes.request_model import Count, RequestModel, whole
 from open_autoglm.serve.routes.sampling_fields import SamplingFields
-from open_autoglm.serve.routes.tool_fields import MESSAGE_SCHEMA, NamedChoice, ToolFields, written_tools
+from open_autoglm.serve.routes.tool_fields import NamedChoice, ToolFields, written_tools
 
 _Message = Annotated[dict[str, Any], WithJsonSchema(MESSAGE_SCHEMA)]
-_Limit = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 _MAX_PAIRS: Final = 16
 
 
@@ -49,10 +49,10 @@ class ChatCompletionRequest(SamplingFields):
     }
 
     messages: list[_Message] = Field(min_length=1)
-    max_tokens: _Limit | None = Field(None, description="Of an answer; as many as the context leaves if not given.")
-    max_completion_tokens: _Limit | None = Field(None, description="The newer name of `max_tokens`.")
+    max_tokens: Count | None = Field(None, description="Of an answer; as many as the context leaves if not given.")
+    max_completion_tokens: Count | None = Field(None, description="The newer name of `max_tokens`.")
     logprobs: StrictBool | None = None
-    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, *whole(0, MAX_LOGPROBS)] | None = None
     tools: list[ToolFields] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: StrictBool | None = Field(

@@ -50,7 +50,7 @@ class ChatResponseWriter:
         choices = [self._choice(index, pieces) for index, pieces in enumerate(self._pieces)]
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": self._usage_body()}
 
-    def events(self, piece: Piece) -> str:
+    def events(self, piece: Piece) -> bytes:
         """The events of a piece in a stream: the choice's opening, what is new in it, and its end."""
         self._count(piece)
         deltas: list[dict[str, Any]] = []
@@ -60,14 +60,14 @@ class ChatResponseWriter:
         if piece.reasoning:
             deltas.append({"reasoning_content": piece.reasoning})
         deltas += [{"tool_calls": [_call_chunk(call)]} for call in piece.calls]
-        events = "".join(self._chunk(piece.choice, delta) for delta in deltas)
+        events = b"".join(self._chunk(piece.choice, delta) for delta in deltas)
         if piece.text or piece.scores:
             events += self._chunk(piece.choice, {"content": piece.text}, scores=piece.scores)
         if piece.finish_reason is not None:
             events += self._chunk(piece.choice, {}, finish_reason=piece.finish_reason)
         return events
 
-    def closing_events(self) -> str:
+    def closing_events(self) -> bytes:
         """What follows the last choice's end: the token counts, if they were asked for, and the end of the stream."""
         if not self._with_usage:
             return STREAM_END
@@ -103,7 +103,7 @@ class ChatResponseWriter:
         *,
         scores: Sequence[TokenScore] = (),
         finish_reason: str | None = None,
-    ) -> str:
+    ) -> bytes:
         choice = {
             "index": index,
             "delta": delta,

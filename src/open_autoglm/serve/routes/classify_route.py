@@ -8,9 +8,9 @@ import uuid
 from collections.abc import Sequence
 from typing import Annotated, Final
 
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field, StrictStr
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from open_autoglm.engine.orders import Classes, ClassifyOrder
 from open_autoglm.serve.json_body import read_json_object

@@ -11,7 +11,7 @@ from pydantic import Field, StrictBool, StrictStr
 from open_autoglm.engine.orders import TextOrder
 from open_autoglm.engine.request import MAX_LOGPROBS
 from open_autoglm.errors import RequestError
-from open_autoglm.serve.routes.request_model import TokenId
+from open_autoglm.serve.routes.request_model import Count, TokenId, whole
 from open_autoglm.serve.routes.sampling_fields import SamplingFields
 
 DEFAULT_MAX_TOKENS: Final = 16
@@ -28,14 +28,12 @@ class CompletionRequest(SamplingFields):
     prompt: (
         StrictStr | Annotated[list[StrictStr], Field(min_length=1)] | _Ids | Annotated[list[_Ids], Field(min_length=1)]
     ) = Field(description="A text, texts, token ids, or lists of token ids.")
-    max_tokens: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)] | None = Field(
-        None, description=f"Of each answer, {DEFAULT_MAX_TOKENS} if not given."
-    )
-    best_of: Annotated[int, Field(strict=True, ge=1, le=128)] | None = Field(
+    max_tokens: Count | None = Field(None, description=f"Of each answer, {DEFAULT_MAX_TOKENS} if not given.")
+    best_of: Annotated[int, *whole(1, 128)] | None = Field(
         None, description="So many answers are made, and the `n` likeliest per token are given. Cannot be streamed."
     )
     echo: StrictBool | None = Field(None, description="The answer begins with the prompt.")
-    logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_LOGPROBS)] | None = None
+    logprobs: Annotated[int, *whole(0, MAX_LOGPROBS)] | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -59,7 +59,7 @@ class CompletionResponseWriter:
                 choices.append(self._choice(len(choices), text, scores, 0, pieces[-1].finish_reason))
         return {**self._head, "choices": choices, "usage": self._usage_body()}
 
-    def events(self, piece: Piece) -> str:
+    def events(self, piece: Piece) -> bytes:
         """The event of a piece in a stream."""
         self._count(piece)
         text = piece.text
@@ -67,13 +67,13 @@ class CompletionResponseWriter:
             self._opened.add(piece.choice)
             text = self._echoes[piece.choice // self._num_made] + text
         if not (text or piece.scores or piece.finish_reason):
-            return ""
+            return b""
         choice = self._choice(piece.choice, text, piece.scores, self._lengths[piece.choice], piece.finish_reason)
         self._lengths[piece.choice] += sum(len(_name(score.piece)) for score in piece.scores)
         body = {**self._head, "choices": [choice]}
         return event({**body, "usage": None} if self._with_usage else body)
 
-    def closing_events(self) -> str:
+    def closing_events(self) -> bytes:
         """What follows the last choice's end: the token counts, if they were asked for, and the end of the stream."""
         if not self._with_usage:
             return STREAM_END

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from fastapi import Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from open_autoglm.engine.orders import DetokenizeOrder, Text, TextOrder
 from open_autoglm.serve.json_body import read_json_object

@@ -7,8 +7,9 @@ import html
 import json
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -22,7 +23,7 @@ i { color: #c40; font-style: normal; }
 """
 
 
-def add_docs_routes(app: FastAPI, *, with_pipelines: bool = False) -> None:
+def add_docs_routes(app: Starlette, *, with_pipelines: bool = False) -> None:
     """Add the routes to an application. The document is made when it is first asked for.
 
     with_pipelines: it has the routes about pipelines too.

@@ -9,15 +9,15 @@ import sys
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal
 
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field, StrictBool, StrictStr
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from open_autoglm.engine.orders import Embeddings, EmbedOrder
 from open_autoglm.serve.json_body import read_json_object
 from open_autoglm.serve.models.model_client import Models
 from open_autoglm.serve.routes.answering import client_gone, reply_to
-from open_autoglm.serve.routes.request_model import RequestModel, TokenId
+from open_autoglm.serve.routes.request_model import Count, RequestModel, TokenId
 from open_autoglm.serve.routes.sampling_fields import check_total
 from open_autoglm.serve.settings import ServeSettings
 
@@ -41,9 +41,7 @@ class EmbeddingRequest(RequestModel):
         | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_INPUTS)]
     ) = Field(description="A text, texts, token ids, or lists of token ids.")
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)] | None = Field(
-        None, description="Keep so many numbers, the first ones."
-    )
+    dimensions: Count | None = Field(None, description="Keep so many numbers, the first ones.")
     pooling: Literal["mean", "last"] | None = Field(
         None, description="The mean of the last hidden states of all tokens, or that of the last token."
     )

@@ -6,18 +6,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from open_autoglm.serve.models.model_client import Models, ModelStatus
 
 
-def add_health_routes(app: FastAPI, models: Models) -> None:
-    """Add the routes to an application.
-
-    As plain routes: FastAPI keeps what it knows of its own ones for as long as the process lives, and with it the
-    models.
-    """
+def add_health_routes(app: Starlette, models: Models) -> None:
+    """Add the routes to an application."""
 
     async def list_models(_: Request) -> JSONResponse:
         return JSONResponse({"object": "list", "data": [model_card(status) for status in models.statuses()]})

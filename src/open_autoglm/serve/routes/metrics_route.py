@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request, Response
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 
 from open_autoglm.serve.watching.watch import Watch
 
 
-def add_metrics_route(app: FastAPI, watch: Watch) -> None:
+def add_metrics_route(app: Starlette, watch: Watch) -> None:
     """Add the route to an application."""
 
     async def metrics(request: Request) -> Response:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our OpenAPI 3.1 document. Requests come from the models that check them, so it cannot say anything else."""
+"""Our OpenAPI 3.2 document. Requests come from the models that check them, so it cannot say anything else."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def openapi_document(*, with_pipelines: bool = False) -> dict[str, Any]:
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = _described(operation, schemas)
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {
             "title": "Open-AutoGLM",
             "version": __version__,
@@ -108,9 +108,12 @@ def openapi_document(*, with_pipelines: bool = False) -> dict[str, Any]:
 def _described(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
     name = operation.path.strip("/").replace("v1/", "").replace("/", "_")
     name = _PARAMETER.sub("one", name)
-    content = {media: {"schema": _ref(operation.answer)} for media in operation.media}
+    content = {
+        media: {"itemSchema": _event(operation.answer)} if media == _EVENTS else {"schema": _ref(operation.answer)}
+        for media in operation.media
+    }
     if operation.chunk is not None:
-        content[_EVENTS] = {"schema": {"type": "string", "description": f"Events, each a {operation.chunk}."}}
+        content[_EVENTS] = {"itemSchema": _event(operation.chunk)}
     described: dict[str, Any] = {
         "operationId": f"{operation.method}_{name}",
         "summary": operation.summary,
@@ -143,6 +146,17 @@ def _query(model: type[BaseModel]) -> Iterator[dict[str, Any]]:
         choices = [choice for choice in schema.pop("anyOf", [schema]) if choice.get("type") != "null"]
         schema.pop("default", None)
         yield {"name": name, "in": "query", "required": False, "schema": {**schema, **choices[0]}}
+
+
+def _event(chunk: str) -> dict[str, Any]:
+    """One event of a stream, as OpenAPI 3.2 sees it."""
+    value = {"contentMediaType": _JSON, "contentSchema": {"anyOf": [_ref(chunk), _ref("Error")]}}
+    return {
+        "type": "object",
+        "description": f"Its data is a {chunk}, an error in its place, or, last, `[DONE]`.",
+        "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, value]}},
+        "required": ["data"],
+    }
 
 
 def _faults(operation: Operation) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,7 +11,9 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Final
 
-from fastapi import FastAPI, Request, Response
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -109,7 +111,7 @@ class PlaygroundFolder:
         await file(scope, receive, send)
 
 
-def mount_playground(app: FastAPI) -> None:
+def mount_playground(app: Starlette) -> None:
     """Serve the playground at `/` and its files under `/playground/`. Raises OSError if the installation lacks one."""
     files = read_playground()
     page = files.pop("index.html")

@@ -20,7 +20,20 @@ def _one_or_many(value: Any) -> Any:
 
 Texts = Annotated[list[StrictStr], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
 """One text or several."""
-TokenId = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+
+
+def whole(least: int, most: int) -> tuple[Any, ...]:
+    """What makes an `int` field a whole number from `least` to `most`, as JSON schemas have them: 1.0 is 1."""
+    return Field(strict=True, ge=least, le=most), BeforeValidator(_as_integer)
+
+
+def _as_integer(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, *whole(1, 2**31 - 1)]
+"""How many of something are wanted."""
+TokenId = Annotated[int, *whole(0, 2**31 - 1)]
 
 
 class RequestModel(BaseModel):

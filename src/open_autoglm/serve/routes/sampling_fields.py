@@ -15,16 +15,16 @@ from open_autoglm.engine.request import (
     MAX_STOP_LENGTH,
     MAX_STOP_STRINGS,
     MAX_TEMPERATURE,
+    MIN_REPETITION_PENALTY,
     SamplingParams,
 )
 from open_autoglm.errors import RequestError
-from open_autoglm.serve.routes.request_model import RequestModel, Texts, TokenId
+from open_autoglm.serve.routes.request_model import Count, RequestModel, Texts, TokenId, whole
 
 MAX_PRIORITY: Final = 100
 
 _Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 _Penalty = Annotated[float, Field(strict=True, ge=-MAX_PENALTY, le=MAX_PENALTY, allow_inf_nan=False)]
-_Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 
 
 class StreamOptions(RequestModel):
@@ -42,7 +42,7 @@ class SamplingFields(RequestModel):
         None, description="0 takes the likeliest token. The default is 0 for models built by us and 1 for others."
     )
     top_p: _Share | None = None
-    n: _Count | None = Field(None, description="Answers to each prompt.")
+    n: Count | None = Field(None, description="Answers to each prompt.")
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     stop: Annotated[Texts, Field(max_length=MAX_STOP_STRINGS)] | None = Field(
@@ -50,19 +50,24 @@ class SamplingFields(RequestModel):
     )
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
-    seed: Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Annotated[int, *whole(-(2**63), 2**63 - 1)] | None = None
     logit_bias: (
         dict[StrictStr, Annotated[float, Field(strict=True, ge=-MAX_BIAS, le=MAX_BIAS, allow_inf_nan=False)]] | None
-    ) = Field(None, description="What is added to the logits of tokens, by token id.")
+    ) = Field(
+        None,
+        description="What is added to the logits of tokens, by token id.",
+        json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}},
+    )
     user: StrictStr | None = Field(None, description="Taken and not used: whom the client asks for.")
-    top_k: Annotated[int, Field(strict=True, ge=-1, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, *whole(-1, 2**31 - 1)] | None = None
     min_p: _Share | None = None
     repetition_penalty: (
-        Annotated[float, Field(strict=True, gt=0, le=MAX_REPETITION_PENALTY, allow_inf_nan=False)] | None
+        Annotated[float, Field(strict=True, ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY, allow_inf_nan=False)]
+        | None
     ) = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: StrictBool | None = None
-    priority: Annotated[int, Field(strict=True, ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = Field(
+    priority: Annotated[int, *whole(-MAX_PRIORITY, MAX_PRIORITY)] | None = Field(
         None, description="Who goes first when many wait: the lower number."
     )
     response_format: dict[str, Any] | None = Field(None, description="`text`, `json_object` or `json_schema`.")

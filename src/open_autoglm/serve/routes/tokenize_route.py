@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse
-from pydantic import Field, PrivateAttr, StrictBool, StrictStr, WithJsonSchema
+from pydantic import ConfigDict, Field, PrivateAttr, StrictBool, StrictStr, WithJsonSchema
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from open_autoglm.engine.orders import DetokenizeOrder, Reply, Text, TokenizeOrder, Tokens
 from open_autoglm.errors import RequestError
@@ -16,17 +16,42 @@ from open_autoglm.serve.json_body import read_json_object
 from open_autoglm.serve.models.model_client import Models
 from open_autoglm.serve.routes.answering import client_gone, unless_gone
 from open_autoglm.serve.routes.chat_request import TemplateOptions
+from open_autoglm.serve.routes.message_schema import MESSAGE_SCHEMA
 from open_autoglm.serve.routes.request_model import RequestModel, TokenId
-from open_autoglm.serve.routes.tool_fields import MESSAGE_SCHEMA, ToolFields, written_tools
+from open_autoglm.serve.routes.tool_fields import ToolFields, written_tools
 from open_autoglm.serve.settings import ServeSettings
 from open_autoglm.serve.watching.request_record import record_of
 from open_autoglm.serve.watching.watched_models import watched
+
+_NULL: Final = {"type": "null"}
+_EITHER: Final[dict[str, Any]] = {
+    "oneOf": [
+        {
+            "required": ["prompt"],
+            "properties": {
+                "prompt": {"type": "string"},
+                **dict.fromkeys(("messages", "add_generation_prompt", "tools", "chat_template_kwargs"), _NULL),
+            },
+        },
+        {
+            "required": ["messages"],
+            "properties": {
+                "messages": {"type": "array"},
+                "prompt": _NULL,
+                "add_special_tokens": {"enum": [False, None]},
+            },
+        },
+    ]
+}
+"""What `TokenizeRequest.order` checks, for the documents."""
 
 _Message = Annotated[dict[str, Any], WithJsonSchema(MESSAGE_SCHEMA)]
 
 
 class TokenizeRequest(RequestModel):
     """A text, or a conversation; one of them."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_EITHER)
 
     model: StrictStr | None = None
     prompt: StrictStr | None = None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fields of a chat request that are about tools, and how its messages look, for the check and for the documents."""
+"""The fields of a chat request that are about tools."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictStr
 
@@ -40,37 +40,6 @@ class NamedChoice(RequestModel):
 
     type: Literal["function"]
     function: NamedFunction
-
-
-_TEXT: Final = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "required": ["type", "text"],
-                "additionalProperties": False,
-            },
-        },
-        {"type": "null"},
-    ]
-}
-_CALL: Final = {"type": "object", "description": "`id` and `function` with `name` and `arguments`, a JSON text."}
-MESSAGE_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {
-        "role": {"enum": ["system", "developer", "user", "assistant", "tool"], "description": "Who speaks."},
-        "content": _TEXT,
-        "reasoning_content": {"type": ["string", "null"], "description": "Of the assistant: what it thought."},
-        "tool_calls": {"type": ["array", "null"], "items": _CALL, "description": "Of the assistant."},
-        "tool_call_id": {"type": ["string", "null"], "description": "Of a tool: which call it answers."},
-    },
-    "required": ["role"],
-    "description": "As OpenAI's API has it. Texts only; other kinds of parts are refused.",
-}
-"""A message, for the documents; `engine.conversation` checks it."""
 
 
 def written_tools(body: Mapping[str, Any]) -> list[dict[str, Any]]:
