@@ -225,12 +225,8 @@ def read_order_tools(order: ChatOrder | TokenizeOrder) -> tuple[Tool, ...]:
 
 def order_guide(order: ChatOrder | TextOrder, text: str | None) -> GuideSpec | None:
     """The form of answer that is asked for. Raises RequestError when it is invalid, or two are asked for."""
-    guide = guide_of_options(order.guided, text)
-    if order.response_format is None:
-        return guide
-    if guide is not None:
-        raise RequestError(f"response_format and {guide.parameter} exclude each other; give one", guide.parameter)
-    return guide_of_response_format(order.response_format)
+    guide = guide_of_options(order.guided, text, order.response_format)
+    return guide if order.response_format is None else guide_of_response_format(order.response_format)
 
 
 def _kwargs(options: ChatOptions) -> dict[str, bool]:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -47,9 +47,6 @@ if TYPE_CHECKING:
     from open_autoglm.engine.backends import Backend
     from open_autoglm.models.glm import GlmForCausalLM
 
-
-_GUIDES_AT_ONCE: Final = 64
-"""Conversations of one call whose guides are all compiled before the first is answered."""
 
 
 class LLM:
@@ -311,25 +308,16 @@ class LLM:
             default = "task"
         given = None if tools is None else to_tools(tools)
         conversations, is_list = conversations_of(messages)
+        deferred = default == "task" and len(conversations) > 64  # guides take half a megabyte each
+        make = functools.partial(
+            self.chat_request, tools=given, chat_template_kwargs=chat_template_kwargs, deferred=deferred
+        )
         requests: list[Request | Completion] = []
         for item in conversations:
             try:
                 conversation = to_messages(item)
-                guide = guide_of_options(options, input_text(conversation))
-                if guide is not None and response_format is not None:
-                    raise RequestError(
-                        f"response_format and {guide.parameter} exclude each other; give one", guide.parameter
-                    )
-                requests.append(
-                    self.chat_request(
-                        conversation,
-                        params,
-                        guide or default,
-                        tools=given,
-                        chat_template_kwargs=chat_template_kwargs,
-                        deferred=len(conversations) > _GUIDES_AT_ONCE,
-                    )
-                )
+                guide = guide_of_options(options, input_text(conversation), response_format)
+                requests.append(make(conversation, params, guide or default))
             except RequestError as error:
                 if on_error == "raise":
                     raise
@@ -352,8 +340,7 @@ class LLM:
 
         guide: a specification, one that is compiled already, the task's own, or none. A model of plain text knows no
         turns: it continues the last user message. tools: those of the task if None. The answer is left open for a call
-        where there are tools; `reader` takes it apart. deferred: compile the task's own guide when the engine takes the
-        request in, for many at once.
+        where there are tools; `reader` takes it apart. deferred: the guide is compiled in the engine.
         Raises RequestError, before the engine holds anything for the request.
         """
         conversation = to_messages(messages)
@@ -361,11 +348,8 @@ class LLM:
         offered = to_tools(tools if tools is not None or self.task is None else read_tools(self.task.tools))
         text = input_text(conversation)
         self._prompts.check_length(conversation, offered)
-        compiled, make_guide = None, None
-        if deferred and guide == "task":
-            make_guide = functools.partial(self.compile_guide, guide, text)
-        elif guide is not None:
-            compiled = guide if isinstance(guide, Guide) else self.compile_guide(guide, text)
+        make_guide = None if guide is None else functools.partial(self.compile_guide, guide, text)
+        compiled = None if make_guide is None or deferred else make_guide()
         may_call = bool(offered) or (self.task is not None and self.task.kind is TaskKind.TOOL_CALLS)
         open_answer = guide is not None or (self._loaded.is_bundle and not may_call)
         chat_format, parser = self.chat_format, None
@@ -382,7 +366,7 @@ class LLM:
             prompt_token_ids=tuple(prompt),
             params=params,
             guide=compiled,
-            make_guide=make_guide,
+            make_guide=make_guide if deferred else None,
             drop_prefix="" if open_answer else chat_format.answer_prefix,
             new_parser=parser,
         )
@@ -444,8 +428,10 @@ class LLM:
         completions = self._complete([classifier.request(text) for text in texts])
         return [classifier.probabilities(completion) for completion in completions]
 
-    def compile_guide(self, guide: GuideSpec | Literal["task"], text: str) -> Guide:
-        """Compile a guide for an input text. Raises RequestError when it is invalid or too complex."""
+    def compile_guide(self, guide: GuideSpec | Guide | Literal["task"], text: str) -> Guide:
+        """Compile a guide for an input text, unless it is. Raises RequestError when it is invalid or too complex."""
+        if isinstance(guide, Guide):
+            return guide
         compiler = self._need_compiler()
         if guide != "task":
             return compiler.compile(guide)

@@ -79,9 +79,12 @@ def sampling_params_of(
     return SamplingParams(**{"temperature": default_temperature, **sampling})
 
 
-def guide_of_options(options: Mapping[str, Any], text: str | None) -> GuideSpec | None:
+def guide_of_options(
+    options: Mapping[str, Any], text: str | None, response_format: Mapping[str, Any] | None = None
+) -> GuideSpec | None:
     """The guide that the options ask for, if any. text: of the prompt, nothing when it came as token ids.
 
+    response_format: what was asked for beside the options, instead of them.
     Raises RequestError, naming the option, when it is invalid or two are given.
     """
     from open_autoglm.engine.guides import GuideSpec
@@ -89,6 +92,8 @@ def guide_of_options(options: Mapping[str, Any], text: str | None) -> GuideSpec 
     asked = [name for name in GUIDES if options.get(name) not in (None, False)]
     if len(asked) > 1:
         raise RequestError(f"{asked[0]} and {asked[1]} exclude each other; give one", asked[1])
+    if asked and response_format is not None:
+        raise RequestError(f"response_format and {asked[0]} exclude each other; give one", asked[0])
     if not asked:
         return None
     name, value = asked[0], options[asked[0]]
