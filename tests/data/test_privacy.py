@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from open_autoglm.data import FindingKind, PreparedData, prepare
+from open_autoglm.data import FindingKind, PreparedData, prepare, privacy
 from open_autoglm.data.changes import undo_changes
 from open_autoglm.data.privacy import find_private, mask_private
 
@@ -109,3 +111,18 @@ def test_rows_are_reported_and_masked_on_request_and_can_be_restored(tmp_path: P
     assert (tmp_path / "run" / "changes.jsonl").stat().st_mode & 0o777 == 0o600
     (original,) = undo_changes({s: getattr(masked, s) for s in ("train", "valid", "test")}, tmp_path / "run").values()
     assert [{"内容": e.input_text, "回答": e.answer} for e in original] == rows()
+
+
+_PIECES = st.sampled_from([
+    "11010519491231002X", "4111 1111 1111 1111", "+86 13812345678", "(415) 555-2671", "1.2.3.4", "version 1.2.3.4", "X",
+    "GB82 WEST 1234 5698 7654 32", "（010）12345678", "é", "１２", "\n", " ", "-", ".", "+", "(", "AB12", "0086", "ab",
+])  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(st.lists(_PIECES | st.text("0123456789 .:-+()aXZ（", max_size=4), max_size=10).map("".join))
+def test_where_a_number_begins_leaves_nothing_out(text: str) -> None:
+    for kind in ("ID_NUMBER", "IBAN", "CARD", "PHONE", "IPV4"):
+        begins, pattern = getattr(privacy, f"_{kind}_BEGINS"), getattr(privacy, f"_{kind}")
+        found = [match.span() for match in privacy._matches(begins, pattern, text)]
+        assert found == [match.span() for match in pattern.finditer(text)], kind

@@ -40,7 +40,7 @@ KINDS: Final[dict[str, str]] = {
 # three dots or two colons between digits, a long run of letters and digits, or a word that announces a secret.
 # In UTF-8, since bytes are looked through several times faster than a regular expression reads a text.
 ANNOUNCING: Final = (b"@", b"password", b"passwd", b"secret", b"token", b"-----begin")
-_ANNOUNCING_PARTS: Final = ("pass", "secret", "token", "key")
+_ANNOUNCING_PARTS: Final = ("pass", "secret", "token", "key", "密码", "口令", "密钥")
 ANNOUNCING_WIDE: Final = tuple(word.encode() for word in ("密码", "口令", "密钥"))
 API_KEY: Final = re.compile(rb"api[ _-]?key")
 _DIGIT: Final = re.compile(r"\d")
@@ -94,6 +94,14 @@ _PHONE: Final = re.compile(
 )
 _IPV4: Final = re.compile(r"(?<![\w.])(?<!version )(?<!版本)(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\d)", re.ASCII)
 _IPV6: Final = re.compile(r"(?<![\w:.])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])", re.IGNORECASE | re.ASCII)
+# Where each can begin. A pattern that starts with a set of characters is looked for five times faster than one that
+# starts by looking back, so these look back after their first character.
+_ID_NUMBER_BEGINS: Final = re.compile(r"[1-9](?<![0-9A-Za-z].)(?=\d{16})")
+_IBAN_BEGINS: Final = re.compile(r"[A-Z](?<![0-9A-Za-z].)(?=[A-Z]\d\d)")
+_CARD_BEGINS: Final = re.compile(r"[2-6](?<![\d.-].)(?=\d{3})")
+_PHONE_BEGINS: Final = re.compile(r"[+(（0-9](?<![\w.+-].)", re.ASCII)
+_IPV4_BEGINS: Final = re.compile(r"[0-9](?<![\w.].)(?=[0-9]{0,2}\.)", re.ASCII)
+_LONG_RANDOM: Final = b"a" * 32
 
 _ID_WEIGHTS: Final = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 _ID_CHECKS: Final = "10X98765432"
@@ -191,30 +199,43 @@ def _search(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
     if "@" in text:
         for match in _EMAIL.finditer(text):
             yield "email", match.span()
-    # Where all is ASCII, a word and digits are looked for faster than a pattern.
-    is_ascii, lowered = text.isascii(), text.lower()
-    if not is_ascii or any(word in lowered for word in _ANNOUNCING_PARTS):
+    # Words are looked for faster than a pattern. Folded, since the pattern takes a long s for an s, and so on.
+    folded = text.casefold()
+    if any(word in folded for word in _ANNOUNCING_PARTS):
         for match in _ANNOUNCED.finditer(text):
             if _is_secret(match.group(1)):
                 yield "secret", match.span(1)
-    for match in _RANDOM.finditer(text):
-        if _is_random(match.group()):
-            yield "secret", match.span()
-    digits = sum(map(text.count, "0123456789")) if is_ascii else len(text)
-    checks: tuple[tuple[str, re.Pattern[str], Callable[[str], bool], int], ...] = (
-        ("id_number", _ID_NUMBER, _is_id_number, 17),
-        ("iban", _IBAN, _is_iban, 2),
-        ("card", _CARD, _is_card, 12),
-        ("phone", _PHONE, _is_phone, _PHONE_DIGITS.start),
-        ("ip", _IPV4, _is_public, 4),
-        ("ip", _IPV6, _is_public, 0),
+    if _LONG_RANDOM in text.encode("utf-8", "surrogatepass").translate(RUN_MARKS):
+        for match in _RANDOM.finditer(text):
+            if _is_random(match.group()):
+                yield "secret", match.span()
+    digits = sum(map(text.count, "0123456789")) if text.isascii() else len(text)
+    checks: tuple[tuple[str, re.Pattern[str], re.Pattern[str], Callable[[str], bool], int], ...] = (
+        ("id_number", _ID_NUMBER_BEGINS, _ID_NUMBER, _is_id_number, 17),
+        ("iban", _IBAN_BEGINS, _IBAN, _is_iban, 2),
+        ("card", _CARD_BEGINS, _CARD, _is_card, 12),
+        ("phone", _PHONE_BEGINS, _PHONE, _is_phone, _PHONE_DIGITS.start),
+        ("ip", _IPV4_BEGINS, _IPV4, _is_public, 4),
     )
-    for kind, pattern, check, least in checks:
-        if digits < least or (pattern is _IPV6 and ":" not in text):
+    for kind, begins, pattern, check, least in checks:
+        if digits < least:
             continue
-        for match in pattern.finditer(text):
+        for match in _matches(begins, pattern, text):
             if check(match.group()):
                 yield kind, match.span()
+    if text.count(":") >= 2:
+        for match in _IPV6.finditer(text):
+            if _is_public(match.group()):
+                yield "ip", match.span()
+
+
+def _matches(begins: re.Pattern[str], pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """What `pattern.finditer` finds, which begins only where `begins` does."""
+    end = 0
+    for begin in begins.finditer(text):
+        if begin.start() >= end and (match := pattern.match(text, begin.start())) is not None:
+            yield match
+            end = match.end()
 
 
 def _is_id_number(text: str) -> bool:

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from open_autoglm.models.glm import GlmForCausalLM
 
 
-
 class LLM:
     """A GLM with its tokenizer, task and engine.
 
