@@ -103,7 +103,7 @@ BOMBS: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("kind", "value"), BOMBS, ids=map(str, range(len(BOMBS))))
 def test_a_bomb_is_an_error_or_stays_within_bounds(compiler: GuideCompiler, kind: Any, value: Any) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     mask = np.zeros((1, 13), dtype=np.int32)
     try:
         guide = compiler.compile(GuideSpec.of(kind, value, "field"))
@@ -114,7 +114,7 @@ def test_a_bomb_is_an_error_or_stays_within_bounds(compiler: GuideCompiler, kind
             guide.accept(int(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))[-1]))
     except RequestError as error:
         assert len(str(error)) < 500
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_errors_name_the_field_that_was_sent(compiler: GuideCompiler) -> None:

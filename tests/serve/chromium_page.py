@@ -95,10 +95,19 @@ class Page:
         return self.script("return document.querySelector(arguments[0])?.textContent ?? ''", selector)
 
     def click(self, selector: str) -> None:
-        self.until(lambda: self.find_all(selector))
-        element = self.find(selector)
-        self.script("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        def is_clicked() -> bool:
+            for element in self.find_all(selector)[:1]:
+                try:
+                    self.script("arguments[0].scrollIntoView({block: 'center'})", element)
+                    element.click()
+                except StaleElementReferenceException:  # the page has drawn it anew meanwhile
+                    return False
+                return True
+            return False
+
+        self.until(is_clicked)
 
     def fill(self, selector: str, text: str) -> None:
         """Put a text into a control as if it were typed or pasted."""
