@@ -288,5 +288,10 @@ def _specify(stage: PlacedStage) -> StageSpecification:
         ),
         when=section.when,
         for_each=None if batches is None else ForEachSpecification(batches.items, batches.batch),
-        resources=ResourceSpecification(float(resources.cpu), resources.memory or 0, resources.gpu),
+        resources=ResourceSpecification(
+            float(resources.cpu),
+            resources.memory or 0,
+            resources.gpu,
+            section.executor or resources.executor or "local",
+        ),
     )

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attempts of stages as tasks on a Ray cluster: the node runs them under the same guard as a worker does here.
+
+Only JSON goes in and out. Ray itself repeats nothing: a task whose node dies is a lost attempt, and the conductor makes
+a new one with a number of its own. What a lost one may yet say is heard by nobody. The run's folder must lie where
+every node reaches it; variables and secrets that the stage refers to are looked up on the node, and never sent.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from open_autoglm.pipeline.attempt import StopSignal
+from open_autoglm.pipeline.warm_pool import Attempt, AttemptOutcome, WarmPool
+
+_POLL_SECONDS: Final = 0.2
+_END_SECONDS: Final = 30.0
+
+
+class RayPool:
+    """Runs attempts on the cluster that RAY_ADDRESS names, or on one that is started on this machine. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owns = False
+        self._task: Any = None
+
+    def run(self, attempt: Attempt, stop: StopSignal) -> AttemptOutcome:
+        """Run one attempt on some node and wait for it; the time until a node has room is not the stage's time."""
+        try:
+            self._join()
+            wanted = attempt.resources
+            options = {"num_cpus": wanted.cpu, "num_gpus": wanted.gpu, "memory": wanted.memory or None}
+            task = self._task.options(**options).remote(_job_of(attempt))
+        except ValueError as error:  # such as 1.5 cpu, of which Ray has whole ones only
+            message = f"Ray cannot give what resources asks for: {error}"
+            return AttemptOutcome(failure={"types": [], "message": message, "permanent": True})
+        except (RayError, ConnectionError, RuntimeError, OSError) as error:
+            return _lost(f"the Ray cluster cannot be reached: {error}")
+        while not ray.wait([task], timeout=_POLL_SECONDS)[0]:
+            if select.select([stop], [], [], 0)[0]:
+                # The process of the task is killed, and its guard, which hears of that, kills all that it started.
+                ray.cancel(task, force=True)
+                ray.wait([task], timeout=_END_SECONDS)
+                return AttemptOutcome()
+        try:
+            return AttemptOutcome(**json.loads(ray.get(task)))
+        except RayTaskError as error:
+            if isinstance(error.cause, RayError):
+                return _lost(f"its node or process died: {error.cause}")
+            return AttemptOutcome(failure={"types": [], "message": f"on its node: {error.cause}", "permanent": False})
+        except RayError as error:
+            return _lost(f"its node or process died: {type(error).__name__}")
+
+    def close(self) -> None:
+        """Leave the cluster, if it was joined here."""
+        with self._lock:
+            if self._owns:
+                ray.shutdown()
+            self._owns, self._task = False, None
+
+    def _join(self) -> None:
+        with self._lock:
+            if self._task is not None:
+                return
+            if not ray.is_initialized():
+                ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+                self._owns = True
+            remote: Any = ray.remote
+            self._task = remote(max_retries=0)(_run)
+
+
+def _job_of(attempt: Attempt) -> str:
+    paths = [Path(entry or ".").resolve().as_posix() for entry in sys.path]
+    return json.dumps({"attempt": {**asdict(attempt), "folder": str(attempt.folder)}, "paths": paths})
+
+
+def _run(job: str) -> str:
+    """On the node: run the attempt in a process under its guard, which dies with us. job, and what comes back: JSON."""
+    asked: dict[str, Any] = json.loads(job)
+    sys.path.extend(path for path in asked["paths"] if path not in sys.path)
+    values = asked["attempt"]
+    given = Attempt(**{**values, "folder": Path(values["folder"]), "needs": tuple(values["needs"]), "resources": None})
+    stop, pool = StopSignal(), WarmPool(idle=0)
+    try:
+        return json.dumps(asdict(pool.run(given, stop)))
+    finally:
+        pool.close()
+        stop.close()
+
+
+def _lost(message: str) -> AttemptOutcome:
+    return AttemptOutcome(failure={"types": [], "message": message, "permanent": False, "lost": True})

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages on a small Ray cluster: of a node that is killed midway another attempt is made; time limits kill all."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs_for_tests import is_alive
+from stages_for_tests import MODULES
+
+from open_autoglm.errors import PipelineError, SpecificationError
+from open_autoglm.pipeline.catalog import default_catalog
+from open_autoglm.pipeline.journal import Journal
+from open_autoglm.pipeline.packet import Packet
+from open_autoglm.pipeline.placement import Capacity
+from open_autoglm.pipeline.plan import ItemKey
+from open_autoglm.pipeline.specification import PipelineSpecification, ResourceSpecification, StageSpecification
+from open_autoglm.pipeline.stage import StageCatalog
+from open_autoglm.pipeline.worker import Worker
+from open_autoglm.pipeline.yaml_file import read_pipeline
+from open_autoglm.pipeline.yaml_writing import write_pipeline
+
+HERE = Path(__file__).parent
+ON_RAY = ResourceSpecification(executor="ray")
+
+
+def wait_for(fact: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not fact():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A cluster whose head runs nothing, joined by this process."""
+    ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'open-autoglm[ray]'")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "200")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        ray.init(address=made.address, log_to_driver=False)
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(f"sqlite:///{tmp_path}/pipelines.sqlite")
+    yield journal
+    journal.close()
+
+
+def submit(journal: Journal, folder: Path, *stages: StageSpecification) -> str:
+    content = PipelineSpecification("p", stages).to_dict()
+    return journal.submit(content, Packet("s", {"a": 1}), folder=str(folder))[0]
+
+
+@pytest.mark.timeout(280)
+def test_a_lost_node_and_a_time_limit(cluster: Any, journal: Journal, tmp_path: Path) -> None:
+    doomed = cluster.add_node(num_cpus=1)
+    go = tmp_path / "go"
+    slow = submit(
+        journal,
+        tmp_path,
+        StageSpecification("wait", "wait_for_go", config={"file": str(go)}, resources=ON_RAY, timeout_seconds=200),
+        StageSpecification("after", "append"),
+    )
+    late = submit(journal, tmp_path, StageSpecification("late", "grandchildren", resources=ON_RAY, timeout_seconds=2))
+    worker = Worker(journal, StageCatalog(MODULES), tmp_path, capacity=Capacity(1.0, 1 << 30, 0))
+    stop = threading.Event()
+    serving = threading.Thread(target=worker.serve, args=(stop,))
+    record = tmp_path / slow / "record.txt"
+    try:
+        serving.start()
+        wait_for(lambda: record.exists() and "start wait 1" in record.read_text(), "the first attempt")
+        first = int(record.read_text().split()[3])
+        assert is_alive(first)
+        doomed.kill_raylet(check_alive=False)
+        wait_for(lambda: not is_alive(first), "the guard ends the stage of a node that died")
+        cluster.add_node(num_cpus=2)
+        wait_for(lambda: "start wait 2" in record.read_text(), "the second attempt")
+        go.touch()
+        wait_for(lambda: journal.get(slow).state == "done", "the run")
+        wait_for(lambda: journal.get(late).state == "failed", "the time limit")
+    finally:
+        stop.set()
+        serving.join()
+        worker.close()
+    items = journal.items(slow)
+    assert (items[ItemKey("wait", 0)].attempt, items[ItemKey("wait", 0)].failures) == (2, 0)
+    assert record.read_text().count("start wait") == 2
+    assert "end wait 1" not in record.read_text()
+    result = journal.get(slow).result
+    assert result is not None
+    assert result.payload == {"a": 1, "attempt": 2, "after": 1}
+    assert "it ran into its time limit of 2 s and was stopped" in str(journal.get(late).reason)
+    children = [int(pid) for pid in (tmp_path / late / "pids.txt").read_text().split()]
+    assert children
+    assert not any(is_alive(pid) for pid in children)
+
+
+def test_the_workers_slots_are_not_for_what_runs_on_a_cluster(journal: Journal, tmp_path: Path) -> None:
+    large = ResourceSpecification(cpu=64.0, memory=1 << 49, gpu=8, executor="ray")
+    assert large.of_worker == ResourceSpecification(cpu=0.0)
+    submit(journal, tmp_path, StageSpecification("big", "append", resources=large))
+    assert journal.claim("me", 30.0, Capacity(1.0, 1 << 20, 0)) is not None
+
+
+def test_the_executor_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    text = (
+        "name: p\npipeline:\n"
+        "- {stage: a, module: file_source, executor: ray, resources: {cpu: 2}}\n"
+        "- {stage: b, module: file_source, resources: {executor: ray}}\n"
+        "- {stage: c, module: file_source}\n"
+    )
+    path.write_text(text)
+    found = read_pipeline(path, default_catalog()).specification
+    assert [stage.resources.executor for stage in found.stages] == ["ray", "ray", "local"]
+    assert "executor" not in found.to_dict()["stages"][2].get("resources", {})
+    path.write_text(write_pipeline(found))
+    assert read_pipeline(path, default_catalog()).specification == PipelineSpecification.from_dict(found.to_dict())
+    for wrong, message in (
+        ("executor: rey", "3:35: stage 'a'.executor: input should be 'local' or 'ray'"),
+        ("executor: local, resources: {executor: ray}", "executor is local, and resources.executor is ray"),
+    ):
+        path.write_text(text.replace("executor: ray, resources: {cpu: 2}", wrong))
+        with pytest.raises(SpecificationError) as caught:
+            read_pipeline(path, default_catalog())
+        assert message in str(caught.value)
+    with pytest.raises(PipelineError, match="there is no 'rai'; did you mean 'ray'"):
+        ResourceSpecification(executor="rai")
+
+
+def test_a_missing_ray_is_said_at_once(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "open_autoglm.pipeline.ray_pool", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    run = submit(journal, tmp_path, StageSpecification("a", "append", resources=ON_RAY))
+    worker = Worker(journal, StageCatalog(MODULES), tmp_path)
+    try:
+        record = worker.run(run)
+    finally:
+        worker.close()
+    assert record.state == "failed"
+    assert "pip install 'open-autoglm[ray]'" in str(record.reason)
