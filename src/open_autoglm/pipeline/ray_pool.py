@@ -8,10 +8,13 @@ every node reaches it; variables and secrets that the stage refers to are looked
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import select
 import sys
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +23,15 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from open_autoglm.pipeline.attempt import StopSignal
+from open_autoglm.pipeline.context import stage_folder
+from open_autoglm.pipeline.invocation import AttemptLog
+from open_autoglm.pipeline.specification import ResourceSpecification
 from open_autoglm.pipeline.warm_pool import Attempt, AttemptOutcome, WarmPool
 
 _POLL_SECONDS: Final = 0.2
 _END_SECONDS: Final = 30.0
+_ROOM_SECONDS: Final = 10.0
+"""How long no node may have the room that a stage asks for before its log says so."""
 
 
 class RayPool:
@@ -46,7 +54,11 @@ class RayPool:
             return AttemptOutcome(failure={"types": [], "message": message, "permanent": True})
         except (RayError, ConnectionError, RuntimeError, OSError) as error:
             return _lost(f"the Ray cluster cannot be reached: {error}")
+        unsaid_until = time.monotonic() + _ROOM_SECONDS
         while not ray.wait([task], timeout=_POLL_SECONDS)[0]:
+            if time.monotonic() >= unsaid_until:
+                unsaid_until = math.inf
+                _say_what_is_missing(attempt)
             if select.select([stop], [], [], 0)[0]:
                 # The process of the task is killed, and its guard, which hears of that, kills all that it started.
                 ray.cancel(task, force=True)
@@ -96,6 +108,26 @@ def _run(job: str) -> str:
     finally:
         pool.close()
         stop.close()
+
+
+def _say_what_is_missing(attempt: Attempt) -> None:
+    """Write into the attempt's log what no node has, if none is large enough: the attempt waits until one comes."""
+    wanted = attempt.resources or ResourceSpecification()
+    asked = {"CPU": wanted.cpu, "GPU": float(wanted.gpu), "memory": float(wanted.memory)}
+    nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(name, 0.0) >= amount for name, amount in asked.items()) for node in nodes):
+        return
+    folder = stage_folder(attempt.folder, attempt.stage)
+    with contextlib.suppress(OSError):  # no reason to end anything
+        folder.mkdir(parents=True, exist_ok=True)
+    log = AttemptLog(attempt.stage, folder / attempt.log_name)
+    log.warning(
+        "no node of the Ray cluster has %g cpu, %g GB and %d gpu; waiting until one comes",
+        wanted.cpu,
+        wanted.memory / 1e9,
+        wanted.gpu,
+    )
+    log.close()
 
 
 def _lost(message: str) -> AttemptOutcome:
