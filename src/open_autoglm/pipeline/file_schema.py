@@ -100,7 +100,8 @@ class TriggerSection(_Section):
     webhook: Annotated[StrictStr | None, Field(description="A path, such as /hooks/tickets.")] = None
     secret: Annotated[StrictStr | None, Field(description="The name of the secret that signs the webhook.")] = None
     queue: Annotated[
-        StrictStr | None, Field(description="A URL, such as redis://localhost/tickets?group=answers, or nats://...")
+        StrictStr | None,
+        Field(description="A URL, such as redis://localhost/tickets?group=answers, nats:// or kafka://"),
     ] = None
     after: Annotated[Name | None, Field(description="Another pipeline: a run starts when one of it is done.")] = None
 
