@@ -46,7 +46,7 @@ class RayPool:
         """Run one attempt on some node and wait for it; the time until a node has room is not the stage's time."""
         try:
             self._join()
-            wanted = attempt.resources
+            wanted = attempt.resources or ResourceSpecification()
             options = {"num_cpus": wanted.cpu, "num_gpus": wanted.gpu, "memory": wanted.memory or None}
             task = self._task.options(**options).remote(_job_of(attempt))
         except ValueError as error:  # such as 1.5 cpu, of which Ray has whole ones only

@@ -28,8 +28,10 @@ from open_autoglm.pipeline.yaml_file import read_pipeline
 
 PROGRAM = Path(__file__).with_name("queue_worker_for_tests.py")
 IDLE = 0.3
-IDLE_OF_KAFKA = 1.5
+IDLE_OF_KAFKA = 10.0
 """A member of a group must have time to say that it lives, on a machine that does other things as well."""
+SHORT_IDLE_OF_KAFKA = 1.5
+"""Where a test waits for a member that is dead, and may take one for dead that is not."""
 
 
 @pytest.fixture(params=["redis", "nats", "kafka"])
@@ -45,8 +47,8 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     journal.close()
 
 
-def url_of(queue: AnyQueue, deliveries: int = 9) -> str:
-    idle = IDLE_OF_KAFKA if isinstance(queue, KafkaQueue) else IDLE
+def url_of(queue: AnyQueue, deliveries: int = 9, idle_of_kafka: float = IDLE_OF_KAFKA) -> str:
+    idle = idle_of_kafka if isinstance(queue, KafkaQueue) else IDLE
     return f"{queue.address}?group=g&idle={int(idle * 1000)}ms&deliveries={deliveries}"
 
 
@@ -67,15 +69,16 @@ def until(journal: Journal, source: QueueArrival, queue: AnyQueue, expected: lis
 def test_each_message_is_one_run_whatever_moment_workers_die_at(
     queue: AnyQueue, journal: Journal, tmp_path: Path
 ) -> None:
+    url = url_of(queue, idle_of_kafka=SHORT_IDLE_OF_KAFKA)
     for number in range(20):
         queue.publish({"id": number, "body": "北京"})
-    command = [sys.executable, str(PROGRAM), f"sqlite:///{tmp_path}/x.sqlite", url_of(queue)]
+    command = [sys.executable, str(PROGRAM), f"sqlite:///{tmp_path}/x.sqlite", url]
     for moment in ("received", "recorded"):
         done = subprocess.run([*command, moment], check=False)
         assert done.returncode == -signal.SIGKILL
     assert len(ids(journal)) == 5
     said: list[str] = []
-    source = QueueArrival(parse_address(url_of(queue)), said.append)
+    source = QueueArrival(parse_address(url), said.append)
     try:
         until(journal, source, queue, list(range(20)))
     finally:
@@ -201,13 +204,14 @@ def test_partitions_of_kafka_go_from_a_worker_that_froze_to_another(journal: Jou
     """What the first one then acknowledges changes nothing: the second one has the partition, and its place there."""
     with open_queue("kafka", tmp_path) as queue:
         assert isinstance(queue, KafkaQueue)
+        url = url_of(queue, idle_of_kafka=SHORT_IDLE_OF_KAFKA)
         for number in (0, 4, 8):  # all of one partition
             queue.publish({"id": number})
-        frozen = connect(parse_address(url_of(queue)))
+        frozen = connect(parse_address(url))
         held = [message_id for message_id, _, _ in frozen.receive()]
         assert len(held) == 3
         frozen.acknowledge(held[0])
-        source = QueueArrival(parse_address(url_of(queue)), pytest.fail)  # its group has a new member who polls
+        source = QueueArrival(parse_address(url), pytest.fail)  # its group has a new member who polls
         taken: list[Any] = []
         deadline = time.monotonic() + 60
         while not taken:
