@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import sys
 import threading
 import time
@@ -233,6 +234,27 @@ def test_the_executor_in_a_file(tmp_path: Path) -> None:
         assert message in str(caught.value)
     with pytest.raises(PipelineError, match="there is no 'rai'; did you mean 'ray'"):
         ResourceSpecification(executor="rai")
+
+
+def test_a_cluster_that_is_away_is_tried_again_and_then_said(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'open-autoglm[ray]'")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever another test has left
+    monkeypatch.setattr("open_autoglm.pipeline.conductor._LOSS_SECONDS", 0.01)
+    with socket.socket() as closed:  # bound, and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed.getsockname()[1]}")
+        run = submit(journal, tmp_path, StageSpecification("a", "append", resources=ON_RAY))
+        worker = Worker(journal, StageCatalog(MODULES), tmp_path)
+        try:
+            record = worker.run(run)
+        finally:
+            worker.close()
+    assert record.state == "failed"
+    assert "the Ray cluster cannot be reached: [Errno 111]" in str(record.reason)
+    item = journal.items(run)[ItemKey("a", 0)]
+    assert (item.attempt, item.failures) == (4, 1), "three losses, which are no failures, and then one that is"
 
 
 def test_a_missing_ray_is_said_at_once(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

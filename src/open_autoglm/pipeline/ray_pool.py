@@ -11,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import select
+import socket
 import sys
 import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -30,6 +33,7 @@ from open_autoglm.pipeline.warm_pool import Attempt, AttemptOutcome, WarmPool
 
 _POLL_SECONDS: Final = 0.2
 _END_SECONDS: Final = 30.0
+_KNOCK_SECONDS: Final = 5.0
 _ROOM_SECONDS: Final = 10.0
 """How long no node may have the room that a stage asks for before its log says so."""
 
@@ -46,14 +50,30 @@ class RayPool:
         """Run one attempt on some node and wait for it; the time until a node has room is not the stage's time."""
         try:
             self._join()
+        except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+            return _lost(f"the Ray cluster cannot be reached: {error}")
+        try:
             wanted = attempt.resources or ResourceSpecification()
             options = {"num_cpus": wanted.cpu, "num_gpus": wanted.gpu, "memory": wanted.memory or None}
             task = self._task.options(**options).remote(_job_of(attempt))
         except ValueError as error:  # such as 1.5 cpu, of which Ray has whole ones only
             message = f"Ray cannot give what resources asks for: {error}"
             return AttemptOutcome(failure={"types": [], "message": message, "permanent": True})
-        except (RayError, ConnectionError, RuntimeError, OSError) as error:
-            return _lost(f"the Ray cluster cannot be reached: {error}")
+        except (RayError, RuntimeError) as error:
+            return _lost(f"the Ray cluster takes no work: {error}")
+        try:
+            if not self._wait(task, attempt, stop):
+                return AttemptOutcome()
+            return AttemptOutcome(**json.loads(ray.get(task)))
+        except RayTaskError as error:
+            if isinstance(error.cause, RayError):
+                return _lost(f"its node or process died: {error.cause}")
+            return AttemptOutcome(failure={"types": [], "message": f"on its node: {error.cause}", "permanent": False})
+        except RayError as error:
+            return _lost(f"its node or process died: {type(error).__name__}")
+
+    def _wait(self, task: Any, attempt: Attempt, stop: StopSignal) -> bool:
+        """Until the task has ended; False if the run was stopped, and the task with it."""
         unsaid_until = time.monotonic() + _ROOM_SECONDS
         while not ray.wait([task], timeout=_POLL_SECONDS)[0]:
             if time.monotonic() >= unsaid_until:
@@ -63,15 +83,8 @@ class RayPool:
                 # The process of the task is killed, and its guard, which hears of that, kills all that it started.
                 ray.cancel(task, force=True)
                 ray.wait([task], timeout=_END_SECONDS)
-                return AttemptOutcome()
-        try:
-            return AttemptOutcome(**json.loads(ray.get(task)))
-        except RayTaskError as error:
-            if isinstance(error.cause, RayError):
-                return _lost(f"its node or process died: {error.cause}")
-            return AttemptOutcome(failure={"types": [], "message": f"on its node: {error.cause}", "permanent": False})
-        except RayError as error:
-            return _lost(f"its node or process died: {type(error).__name__}")
+                return False
+        return True
 
     def close(self) -> None:
         """Leave the cluster, if it was joined here."""
@@ -82,13 +95,21 @@ class RayPool:
 
     def _join(self) -> None:
         with self._lock:
-            if self._task is not None:
-                return
             if not ray.is_initialized():
+                _knock()
                 ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
-                self._owns = True
-            remote: Any = ray.remote
-            self._task = remote(max_retries=0)(_run)
+                self._owns, self._task = True, None
+            if self._task is None:
+                remote: Any = ray.remote
+                self._task = remote(max_retries=0)(_run)
+
+
+def _knock() -> None:
+    """Raise OSError where nobody listens at RAY_ADDRESS: Ray itself would try for minutes, and hear of no cancel."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.hostname and parts.port:
+        socket.create_connection((parts.hostname, parts.port), timeout=_KNOCK_SECONDS).close()
 
 
 def _job_of(attempt: Attempt) -> str:
