@@ -50,7 +50,7 @@ class RayPool:
         """Run one attempt on some node and wait for it; the time until a node has room is not the stage's time."""
         try:
             self._join()
-        except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - Ray raises plain ones, such as for a start that took too long
             return _lost(f"the Ray cluster cannot be reached: {error}")
         try:
             wanted = attempt.resources or ResourceSpecification()
