@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kills the pipeline of examples/tickets with SIGKILL again and again, and counts what is in the sink.
 
-    python bench/pipeline_kills.py --model runs/tickets --tickets 10000 --kills 20
+    python bench/pipeline_kills.py --model runs/snips/bundle --tickets 10000 --kills 20
 
-Prints one JSON object; ends with 1 if a ticket is missing, there twice, or has another answer than the engine gives
-when nobody kills it.
+Prints one JSON object and writes it to bench/results/pipeline_kills.json; ends with 1 if a ticket is missing, there
+twice, or has another answer than the engine gives when nobody kills it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
+
+from machine import describe_machine
 
 ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "bench" / "results" / "pipeline_kills.json"
 EXAMPLE = ROOT / "examples" / "tickets"
 
 
@@ -34,14 +39,18 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=1.0, help="most seconds from a goal to its kill")
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
+    machine = describe_machine()
     with tempfile.TemporaryDirectory(prefix="open-autoglm-tickets-") as folder:
         report = kill_and_count(Path(folder), options)
+    report = {**report, "model": describe_model(options.model), "max_tokens": options.max_tokens, "machine": machine}
+    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report))
     return 0 if report["right"] else 1
 
 
-def kill_and_count(folder: Path, options: argparse.Namespace) -> dict[str, object]:
+def kill_and_count(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Make the database, run the pipeline with kills on the way, and compare the sink with a quiet run's answers."""
     database = folder / "tickets.sqlite"
     subprocess.run([sys.executable, EXAMPLE / "make_database.py", database, str(options.tickets)], check=True)
@@ -70,16 +79,30 @@ def kill_and_count(folder: Path, options: argparse.Namespace) -> dict[str, objec
     seconds = time.monotonic() - started
     rows = query(database, "select id, answer from answers")
     expected = quiet_answers(database, options)
+    answered = Counter(row[0] for row in rows)
     return {
         "tickets": options.tickets,
         "kills": len(killed_at),
         "killed_at_batch": killed_at,
         "state": json.loads(output.splitlines()[-1])["state"],
-        "rows": len(rows),
-        "distinct": len({row[0] for row in rows}),
-        "same_answers": dict(rows) == expected,
+        "answered": sum(answer is not None for _, answer in rows),
+        "duplicated": sum(count > 1 for count in answered.values()),
+        "missing": len(expected.keys() - answered.keys()),
+        "same_answers_as_without_kills": dict(rows) == expected,
         "seconds": round(seconds, 1),
         "right": len(rows) == options.tickets and dict(rows) == expected,
+    }
+
+
+def describe_model(folder: Path) -> dict[str, Any]:
+    """What was built, and how good it is."""
+    manifest = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    return {
+        "name": manifest["name"],
+        "task": manifest["task"]["kind"],
+        "metrics": {name: round(value, 4) for name, value in manifest["metrics"].items()},
+        "budget_seconds": manifest["lineage"].get("budget_seconds"),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     }
 
 

@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from open_autoglm.cli import create_app
-from open_autoglm.errors import OpenAutoGLMError, PipelineError, SpecificationError
+from open_autoglm.errors import ConfigurationError, OpenAutoGLMError, PipelineError, SpecificationError
 
 STAGES = """
 from open_autoglm.pipeline.stage import Packet, StageContext
@@ -84,11 +84,15 @@ def test_run_shows_and_lists(command: Run, tmp_path: Path) -> None:
     assert [one["state"] for one in shown["transitions"] if one["stage"] == "second"] == ["waiting", "running", "done"]
     text = command("show", ran["run"], "--logs")
     assert "adding 1" in text
+    live = command("show", ran["run"], "--follow", "--logs")
+    assert any(line.startswith("first: ") and line.endswith("adding 1") for line in live.splitlines())
     assert (tmp_path / "runs/pipelines/pipelines.sqlite").exists()
     assert ran["run"] in command("runs")
     again = command("run", "sums.yaml", "--key", "k", "--detach", "--json")
     assert command("run", "sums.yaml", "--key", "k", "--detach", "--json")["run"] == again["run"]
     assert command("runs", "--state", "waiting", "--json")["runs"][0]["run"] == again["run"]
+    with pytest.raises(ConfigurationError, match="--state 'dnoe' is unknown; did you mean 'done'"):
+        command("runs", "--state", "dnoe")
 
 
 def test_a_failure_says_how_to_go_on(command: Run, tmp_path: Path) -> None:

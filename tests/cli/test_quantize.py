@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.e2e.conftest import last_json, run_command, run_here
 from tests.engine.tiny_bundle import make_bundle
 
+from open_autoglm.bundle import open_bundle
 from open_autoglm.engine import LLM
 
 
@@ -26,7 +28,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_a_bundle_becomes_a_checkpoint_that_answers(bundle: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_bundle_becomes_a_bundle_that_answers(bundle: Path, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "quantised"
     command = ("quantize", bundle, "--out", out, "--group-size", "32", "--calibration", rows, "--samples", "4")
     done = run_command(*command, "--json")
@@ -38,6 +40,12 @@ def test_a_bundle_becomes_a_checkpoint_that_answers(bundle: Path, rows: Path, tm
     assert all(row["output_error"] < 0.05 for row in report["matrices"])
     assert 0 < report["size"] < report["source_size"]
     assert {file.name for file in out.iterdir()} >= {"config.json", "tokenizer.json", "chat_template.jinja"}
+    made = open_bundle(out).manifest
+    assert (made.default_weights, made.metrics) == ("int4", {})
+    assert made.quantizations["int4"].size == report["size"]
+    [parent] = made.lineage["parents"]
+    assert parent["sha256"] == hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
+    assert json.loads((out / "quantization.json").read_text())["parents"] == [parent]
     with LLM(out) as llm:
         assert llm.chat(["play song 3"], max_tokens=4)[0].finish_reason in ("length", "stop")
     shown = run_here(*command)

@@ -43,6 +43,7 @@ class Served:
     file: Path
     bundles: dict[str, Path]
     deploy: Callable[..., dict[str, Any]]
+    sign: Callable[[Path], Any]
 
     def version(self) -> str | None:
         return httpx.get(f"{self.url}/models/main", timeout=30).json()["version"]
@@ -82,7 +83,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             assert isinstance(result, Packet)
             return result.payload
 
-        yield Served(url, file, bundles, deploy)
+        yield Served(url, file, bundles, deploy, lambda bundle: sign_bundle(bundle, read_signing_key(key.private, {})))
 
 
 def test_a_swap_cuts_no_answer_off(served: Served) -> None:
@@ -107,6 +108,22 @@ def test_a_swap_cuts_no_answer_off(served: Served) -> None:
     )
     assert served.ask().status_code == 200
     assert served.deploy(served.bundles["second"])["deployed"]["version"] == told["deployed"]["version"]
+
+
+def test_what_quantize_makes_of_a_bundle_is_deployed(served: Served, tmp_path: Path) -> None:
+    run, parent = tmp_path, served.bundles["second"]
+    config = {"out": str(tmp_path / "small"), "method": "rtn", "bits": 4, "group_size": 32}
+    context = StageContext(run, "small", config, 1, "r/small/0", None, logging.getLogger("test"), EventLog(run))
+    stage = make_stage(StageCatalog(BUILT_IN).load("quantize"), config)
+    for _ in range(2):  # an attempt that comes again finds it done
+        result = stage.invoke(Packet("s", {"bundle": str(parent)}), context)
+        assert isinstance(result, Packet)
+        assert result.payload["bundle"] == result.payload["quantized"]["folder"] == str(tmp_path / "small")
+    served.sign(tmp_path / "small")
+    told = served.deploy(Path(result.payload["bundle"]))
+    assert told["deployed"]["version"] == served.version() == version_of_model(tmp_path / "small")
+    assert served.version() != version_of_model(parent)
+    assert served.ask().status_code == 200
 
 
 @pytest.mark.parametrize("fault", ["metric", "changed", "unsigned", "link"])

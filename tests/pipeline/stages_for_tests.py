@@ -31,6 +31,7 @@ NAMES = (
     "show_context",
     "slow_step",
     "wait_for_file",
+    "wait_for_go",
 )
 MODULES = {name: f"stages_for_tests:{name}" for name in NAMES}
 
@@ -160,6 +161,14 @@ def wait_for_file(packet: Packet, context: StageContext) -> Packet:
     while not (context.folder / context.config["file"]).exists():
         time.sleep(0.01)
     return packet.with_payload({"stage": context.stage})
+
+
+def wait_for_go(packet: Packet, context: StageContext) -> Packet:
+    _record(context, "start")
+    while not Path(context.config["file"]).exists():
+        time.sleep(0.02)
+    _record(context, "end")
+    return packet.with_payload({**packet.payload, "attempt": context.attempt})
 
 
 class ShoutConfig(BaseModel):

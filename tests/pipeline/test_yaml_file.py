@@ -13,6 +13,7 @@ import yaml
 from stages_for_tests import MODULES
 
 from open_autoglm.errors import SpecificationError
+from open_autoglm.pipeline.catalog import default_catalog
 from open_autoglm.pipeline.file_schema import pipeline_schema
 from open_autoglm.pipeline.stage import StageCatalog
 from open_autoglm.pipeline.yaml_file import PipelineFile, read_pipeline
@@ -308,3 +309,23 @@ def test_the_published_schema_is_current_and_takes_what_we_take(tmp_path: Path) 
         assert list(validator.iter_errors(yaml.safe_load(text))) == []
     for text in (ONE + "  need: []\n", ONE + "  timeout: soon\n", "name: p", "name: a b\n" + ONE[8:]):
         assert list(validator.iter_errors(yaml.safe_load(text)))
+
+
+def test_a_sink_writes_to_the_database_that_the_records_come_from(tmp_path: Path) -> None:
+    """As in the example of the first page: `sql_sink` without settings. The nearest source counts, not any url."""
+    text = (
+        "name: t\npipeline:\n"
+        "- {stage: far, module: sql_source, config: {url: 'sqlite:///far', query: select 1}}\n"
+        "- {stage: fetch, module: sql_source, needs: [far], config: {url: '${env:DATABASE}', query: select 1}}\n"
+        "- {stage: ask, module: http_request, needs: [fetch], config: {url: 'https://example.com/'}}\n"
+        "- {stage: store, module: sql_sink, needs: [ask]}\n"
+        "- {stage: other, module: sql_sink, needs: [ask], config: {url: 'sqlite:///mine', table: t}}\n"
+    )
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    read_it = read_pipeline(path, default_catalog(), environment=ENVIRONMENT).specification
+    assert read_it.stage("store").config == {"url": "${env:DATABASE}"}, "as it was written: it may hold a password"
+    assert read_it.stage("other").config == {"url": "sqlite:///mine", "table": "t"}
+    path.write_text(text.replace("needs: [ask]}\n", "needs: [far, fetch]}\n", 1))
+    with pytest.raises(SpecificationError, match=r"p\.yaml:6:\d+: stage 'store'\.config: 'url' is missing"):
+        read_pipeline(path, default_catalog(), environment=ENVIRONMENT)

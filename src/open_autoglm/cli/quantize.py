@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`open-autoglm quantize`: a checkpoint with its linear layers in 4 or 8 bits, for our engines and for others."""
+"""`open-autoglm quantize`: a model with its linear layers in 4 or 8 bits, for our engines and for others."""
 
 from __future__ import annotations
 
@@ -66,11 +66,13 @@ def quantize_command(
 ) -> None:
     """Quantise MODEL: write a checkpoint that this engine, transformers and vLLM read, and a report beside it.
 
+    What comes of a bundle is a bundle, which names its parent and has no metrics yet: `open-autoglm eval` measures it.
+
     Layer by layer, so that a model of many gigabytes needs the memory of one layer. The report, `quantization.json`,
     has the error of every matrix.
     """
     from open_autoglm.compress.calibration import read_calibration
-    from open_autoglm.compress.quantize_checkpoint import quantize_checkpoint
+    from open_autoglm.compress.quantize_model import quantize_model
     from open_autoglm.compress.settings import quantization_settings
     from open_autoglm.engine.model_paths import find_model
 
@@ -88,7 +90,7 @@ def quantize_command(
     if calibration is not None and settings.needs_data:
         data = read_calibration(calibration, folder, samples=samples, length=sequence_length, seed=seed)
     with ProgressBar("quantize", 1.0) as bar:
-        outcome = quantize_checkpoint(
+        outcome = quantize_model(
             folder, out, settings, data, on_progress=lambda done, total: bar.update(done / total, f"{done} of {total}")
         )
     if as_json:

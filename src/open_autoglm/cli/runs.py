@@ -18,12 +18,16 @@ from open_autoglm.cli.pipeline_options import (
     need_pipelines,
     open_journal,
 )
+from open_autoglm.errors import ConfigurationError
+from open_autoglm.spelling import did_you_mean
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from open_autoglm.pipeline.journal import Journal
     from open_autoglm.pipeline.journal_records import RunRecord
+    from open_autoglm.pipeline.run_logs import RunLogs
 
 RunArgument = Annotated[str, typer.Argument(help="A run's id, or the beginning of it.")]
 _LOOK_SECONDS = 0.5
@@ -39,7 +43,9 @@ def register(app: typer.Typer) -> None:
 
 def runs_command(
     pipeline: Annotated[str | None, typer.Option(help="Of this pipeline only.")] = None,
-    state: Annotated[str | None, typer.Option(help="Only these: waiting, running, done, failed or cancelled.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only these: waiting, running, paused, done, failed or cancelled.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the latest first.")] = 30,
     database: DatabaseOption = None,
     folder: FolderOption = DEFAULT_FOLDER,
@@ -47,8 +53,14 @@ def runs_command(
 ) -> None:
     """List the runs of pipelines."""
     need_pipelines()
+    from open_autoglm.pipeline.journal_records import ENDED, PAUSED, RUNNING, WAITING
     from open_autoglm.pipeline.run_view import run_summary, shown_state, shown_time
 
+    states = (WAITING, RUNNING, PAUSED, *ENDED)
+    if state is not None and state not in states:
+        raise ConfigurationError(
+            f"--state '{state}' is unknown{did_you_mean(state, states)}; states of runs are {', '.join(states)}"
+        )
     with open_journal(database, folder) as journal:
         found = journal.list(pipeline, state, limit)
     if as_json:
@@ -76,7 +88,9 @@ def show_command(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Stay, and show how it goes on until it ends.")
     ] = False,
-    logs: Annotated[bool, typer.Option("--logs", help="Show what the stages have logged too.")] = False,
+    logs: Annotated[
+        bool, typer.Option("--logs", help="Show what the stages have logged too; with --follow as it comes.")
+    ] = False,
     database: DatabaseOption = None,
     folder: FolderOption = DEFAULT_FOLDER,
     as_json: JsonOption = False,
@@ -86,16 +100,20 @@ def show_command(
     from rich.live import Live
 
     need_pipelines()
+    from open_autoglm.pipeline.run_logs import RunLogs
     from open_autoglm.pipeline.run_view import rests
 
     with open_journal(database, folder) as journal:
         record = journal.get(run)
         if follow:
+            news = RunLogs(Path(record.folder), Path(record.folder))
             with Live(_table(journal, record), console=Console(stderr=as_json), refresh_per_second=4) as live:
                 while not rests(record):
+                    _print_news(live.console, news if logs else None)
                     time.sleep(_LOOK_SECONDS)
                     record = journal.get(record.run_id)
                     live.update(_table(journal, record))
+                _print_news(live.console, news if logs else None)
         if as_json:
             print_json(_as_json(journal, record))
             return
@@ -104,10 +122,18 @@ def show_command(
         if record.reason:
             print_line(f"reason: {record.reason}")
         print_line(f"folder: {record.folder}")
-        if logs:
+        if logs and not follow:
             for path in sorted(Path(record.folder).glob("stages/*/*.log")):
                 print_line(f"--- {path.parent.name}/{path.name}")
                 print_line(path.read_text(encoding="utf-8", errors="replace").rstrip())
+
+
+def _print_news(console: Console, logs: RunLogs | None) -> None:
+    """Above the table: what the stages have logged since the last look."""
+    for news in reversed(logs.follow() if logs is not None else []):
+        name = f"{news.stage}[{news.number}]" if news.number else news.stage
+        for line in news.lines:
+            console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def cancel_command(

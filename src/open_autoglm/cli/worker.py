@@ -25,6 +25,7 @@ from open_autoglm.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from open_autoglm.pipeline.triggers.source import PipelineSource
+    from open_autoglm.pipeline.yaml_file import PipelineFile
 
 PipelineArgument = Annotated[str, typer.Argument(help="A pipeline's name.")]
 
@@ -170,7 +171,14 @@ def _enter(journal: Any, files: list[Path]) -> None:
     for file in files:
         found = read_pipeline(file, catalog)
         entered = ScheduleBook(journal).put(found.to_dict())
-        _say(f"{found.specification.name}: {'entered' if entered else 'no clock and no other pipeline starts it'}")
+        _say(f"{found.specification.name}: {'entered' if entered else _what_starts(found)}")
+
+
+def _what_starts(file: PipelineFile) -> str:
+    """What is said of a pipeline that is not for the schedule."""
+    if file.trigger.file is not None or file.trigger.queue is not None:
+        return f"`worker FILE` waits for its {'files' if file.trigger.file is not None else 'messages'}"
+    return "no clock and no other pipeline starts it"
 
 
 def _sources(files: list[Path], opened: ExitStack) -> list[PipelineSource]:

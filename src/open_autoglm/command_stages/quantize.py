@@ -8,21 +8,22 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from open_autoglm.command_stages.folders import given_bundle
+from open_autoglm.command_stages.folders import BUNDLE, given_bundle
 from open_autoglm.pipeline.context import StageContext
 from open_autoglm.pipeline.packet import Packet
 
 
 class QuantizeConfig(BaseModel):
     """As the options of `open-autoglm quantize` of the same names. model: a bundle, a GLM checkpoint folder or the NAME
-    of runs/NAME; the payload's `bundle` if not given. out: the folder to write; the same settings again continue it.
+    of runs/NAME; the payload's `bundle` if not given. out: the folder to write, a bundle if the model is one; the same
+    settings again continue it.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: str | None = None
     out: Path
-    method: Literal["rtn", "gptq", "awq"] = "gptq"
+    method: str = Field(default="gptq", description="rtn, gptq, awq, or a plugin of the kind quantizer.")
     bits: Literal[4, 8] = 4
     group_size: int | None = None
     symmetric: bool | None = None
@@ -36,7 +37,7 @@ class QuantizeConfig(BaseModel):
 
     @model_validator(mode="after")
     def _has_texts(self) -> QuantizeConfig:
-        if self.method != "rtn" and self.calibration is None:
+        if self.method in ("gptq", "awq") and self.calibration is None:
             raise ValueError(f"{self.method} needs texts like those that the model will see: 'calibration'")
         return self
 
@@ -51,9 +52,13 @@ class Quantize:
         self._config = config
 
     def invoke(self, packet: Packet, context: StageContext) -> Packet:
-        """The packet with `quantized`: the folder, its size and the size before. Its report is beside the weights."""
+        """The packet with `quantized`: the folder, its size and the size before. Its report is beside the weights.
+
+        What comes of a bundle is one, and `bundle` of the stages that follow.
+        """
         from open_autoglm.compress.calibration import read_calibration
-        from open_autoglm.compress.quantize_checkpoint import quantize_checkpoint
+        from open_autoglm.compress.derived_model import is_bundle
+        from open_autoglm.compress.quantize_model import quantize_model
         from open_autoglm.compress.settings import quantization_settings
 
         config = self._config
@@ -68,7 +73,7 @@ class Quantize:
             activation_order=config.activation_order,
         )
         data = None
-        if config.calibration is not None and config.method != "rtn":
+        if config.calibration is not None and settings.needs_data:
             data = read_calibration(
                 config.calibration, folder, samples=config.samples, length=config.sequence_length, seed=config.seed
             )
@@ -76,6 +81,9 @@ class Quantize:
         def tell(done: float, total: float) -> None:
             context.log.info("%s of %s", done, total)
 
-        outcome = quantize_checkpoint(folder, config.out, settings, data, on_progress=tell)
+        outcome = quantize_model(folder, config.out, settings, data, on_progress=tell)
         told: dict[str, Any] = {name: outcome.report[name] for name in ("size", "source_size", "seconds")}
-        return packet.with_payload({**packet.payload, "quantized": {"folder": str(outcome.folder), **told}})
+        payload = {**packet.payload, "quantized": {"folder": str(outcome.folder), **told}}
+        if is_bundle(outcome.folder):
+            payload[BUNDLE] = str(outcome.folder.absolute())
+        return packet.with_payload(payload)

@@ -7,7 +7,7 @@ Either says what it was made from. What a parent had measured of itself is left 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +18,10 @@ from open_autoglm.bundle.card import CARD_FILE, DATA_REPORT_FILE, write_model_ca
 from open_autoglm.bundle.lineage import describe_code, describe_parent, describe_time, describe_versions, plain_name
 from open_autoglm.bundle.manifest import MANIFEST
 from open_autoglm.compress.checkpoint_files import copy_companions
-from open_autoglm.models.model_folder import WEIGHTS_FILE, load_config
-from open_autoglm.storage import read_json, write_json
+from open_autoglm.models.model_folder import INDEX_FILE, WEIGHTS_FILE, load_config
+from open_autoglm.storage import explained, read_json, write_json
 
-_MEASURED: Final = ("evaluation.json", "quantization.json", CARD_FILE)
+_MEASURED: Final = ("evaluation.json", "quantization.json", "pruning.json", "distillation.json", CARD_FILE)
 _INHERITED: Final = ("data_sha256", "files_sha256", "data_report")
 
 
@@ -51,8 +51,14 @@ def is_bundle(model: Path) -> bool:
 
 def copy_surroundings(parent: Path, staging: Path) -> None:
     """Copy what a model needs besides weights and `config.json`: tokenizer, template, settings, licence."""
-    reports = {file.name for file in parent.glob("*.json") if file.name in ("pruning.json", "distillation.json")}
-    copy_companions(parent, staging, without={*_MEASURED, *reports})
+    copy_companions(parent, staging, without=_MEASURED)
+
+
+def clear_measured(staging: Path, *, without: Collection[str] = ()) -> None:
+    """Take away what was copied of a parent's measurements and reports. without: names of files that stay."""
+    for name in set(_MEASURED) - set(without):
+        with explained(staging / name, "remove"):
+            (staging / name).unlink(missing_ok=True)
 
 
 def finish_model(staging: Path, out: Path, made: Derivation) -> None:
@@ -98,7 +104,9 @@ def finish_model(staging: Path, out: Path, made: Derivation) -> None:
     manifest = BundleManifest.model_validate(values)
     data_report = kept.get("data_report")
     report = read_json(staging / str(data_report)) if data_report is not None else {}
-    sizes = {"float32": (staging / WEIGHTS_FILE).stat().st_size} if (staging / WEIGHTS_FILE).is_file() else {}
+    is_float = not any(record.file in (WEIGHTS_FILE, INDEX_FILE) for record in made.quantizations.values())
+    exact = staging / WEIGHTS_FILE
+    sizes = {"float32": exact.stat().st_size} if is_float and exact.is_file() else {}
     sizes |= {key: record.size for key, record in made.quantizations.items()}
     write_model_card(staging, manifest, report, sizes=sizes, curve=made.curve)
     write_bundle(out, staging, manifest)

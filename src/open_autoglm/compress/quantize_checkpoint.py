@@ -52,7 +52,7 @@ def quantize_checkpoint(
     *,
     on_progress: Progress | None = None,
 ) -> QuantizationOutcome:
-    """Quantise the linear layers of a checkpoint or bundle; embeddings, `lm_head` and routers keep their type.
+    """Quantise the linear layers of a checkpoint; embeddings, `lm_head` and routers keep their type.
 
     model: its folder. out: where the quantised checkpoint is written, a new folder or one where the same was begun:
     layers that are finished are kept, and the bytes are those of a run that nothing disturbed.
@@ -107,6 +107,13 @@ def quantize_checkpoint(
 def _check_source(model: Path, reader: WeightReader) -> None:
     if reader.layout is not None:
         raise CheckpointError(f"{model} is quantised already; quantise the checkpoint that it was made from")
+
+
+def state_of_run(model: Path, settings: QuantizationSettings, calibration: Calibration | None) -> str:
+    """What the report of a quantisation with these arguments has as its `state`. Raises CheckpointError."""
+    with open_weights(model) as reader:
+        _check_source(model, reader)
+        return _state_of(model, make_plan(settings, reader.config, float_type_of(reader)), calibration)
 
 
 def _state_of(model: Path, plan: PackingPlan, calibration: Calibration | None) -> str:

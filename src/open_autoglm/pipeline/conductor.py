@@ -45,6 +45,10 @@ from open_autoglm.pipeline.warm_pool import Attempt, AttemptOutcome
 LOOK_SECONDS: Final = 0.3
 """How often a conductor that has nothing else to do looks whether somebody wants something."""
 
+MOST_LOSSES: Final = 3
+"""So often an attempt may be lost with its machine before that counts as a failure of the stage."""
+
+_LOSS_SECONDS: Final = 1.0
 _PASSED: Final = "the condition did not hold"
 
 
@@ -64,6 +68,7 @@ class _Item:
     attempt: int
     failures: int
     generation: int
+    losses: int = 0
 
 
 @dataclass
@@ -203,7 +208,7 @@ class Conductor:
 
     def _request(self, item: _Item) -> None:
         self._placement.request(
-            self, item.work.stage.resources, self._record.priority, lambda: self._inbox.put((item, None))
+            self, item.work.stage.resources.of_worker, self._record.priority, lambda: self._inbox.put((item, None))
         )
 
     def _on_passed(self, key: ItemKey, packet: Packet) -> None:
@@ -242,7 +247,7 @@ class Conductor:
     def _take_outcome(self, item: _Item, outcome: AttemptOutcome) -> None:
         key = item.work.key
         self._running.discard(key)
-        self._placement.release(item.work.stage.resources)
+        self._placement.release(item.work.stage.resources.of_worker)
         if outcome.packets is not None:
             packets = [Packet.from_dict(packet) for packet in outcome.packets]
             cursor = outcome.cursor or {}
@@ -265,8 +270,12 @@ class Conductor:
 
     def _take_failure(self, item: _Item, failure: Mapping[str, Any]) -> None:
         stage, key = item.work.stage, item.work.key
-        item.failures += 1
         reason = str(failure["message"])
+        if failure.get("lost") and item.losses < MOST_LOSSES:  # a machine that dies is no fault of the stage
+            item.losses += 1
+            self._try_again(item, reason, _LOSS_SECONDS)
+            return
+        item.failures += 1
         if failure["permanent"] or item.failures >= stage.retry.attempts:
             error = error_of(stage.stage, dict(failure), item.failures)
             self._turn.changes.append(
@@ -274,9 +283,11 @@ class Conductor:
             )
             self._failure = self._failure or (stage.stage, error)
             return
-        wait = stage.retry.jittered_seconds(item.failures, self._chance())
+        self._try_again(item, reason, stage.retry.jittered_seconds(item.failures, self._chance()))
+
+    def _try_again(self, item: _Item, reason: str, wait: float) -> None:
         self._turn.changes.append(
-            ItemChange(key, RETRIED, item.attempt, item.failures, reason=reason, wake=time.time() + wait)
+            ItemChange(item.work.key, RETRIED, item.attempt, item.failures, reason=reason, wake=time.time() + wait)
         )
         self._sleep(item, wait)
 
@@ -324,6 +335,7 @@ class Conductor:
                     timeout_seconds=stage.timeout_seconds,
                     trace_id=self._record.trace_id,
                     cursor=self._cursors.get(stage.stage),
+                    resources=stage.resources,
                 ),
                 stop,
             )
@@ -345,7 +357,7 @@ class Conductor:
         while self._running:
             self._take_what_happened()
             for item in self._turn.to_start:
-                self._placement.release(item.work.stage.resources)
+                self._placement.release(item.work.stage.resources.of_worker)
             self._turn.to_start = []
             self._commit()
             if stop is not None and (self._control == "cancel" or self._interrupted.is_set()):
@@ -376,9 +388,9 @@ class Conductor:
                 granted.append(item)
             else:
                 self._running.discard(item.work.key)
-                self._placement.release(item.work.stage.resources)
+                self._placement.release(item.work.stage.resources.of_worker)
         for item in granted:
-            self._placement.release(item.work.stage.resources)
+            self._placement.release(item.work.stage.resources.of_worker)
 
 
 _NOTHING: Final[Any] = object()

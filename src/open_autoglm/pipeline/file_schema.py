@@ -66,6 +66,9 @@ class ResourcesSection(_Section):
     cpu: Annotated[_Number, Field(ge=0, le=4096, description="Cores; 0.5 is half of one.")] = 1
     memory: Annotated[Size | None, Field(description="Such as 512MB or 2GB.")] = None
     gpu: Annotated[StrictInt, Field(ge=0, le=1024, description="Whole GPUs.")] = 0
+    executor: Annotated[
+        Literal["local", "ray"] | None, Field(description="Where it runs: on the worker's machine, or a Ray cluster.")
+    ] = None
 
 
 class ForEachSection(_Section):
@@ -97,7 +100,8 @@ class TriggerSection(_Section):
     webhook: Annotated[StrictStr | None, Field(description="A path, such as /hooks/tickets.")] = None
     secret: Annotated[StrictStr | None, Field(description="The name of the secret that signs the webhook.")] = None
     queue: Annotated[
-        StrictStr | None, Field(description="A URL, such as redis://localhost/tickets?group=answers, or nats://...")
+        StrictStr | None,
+        Field(description="A URL, such as redis://localhost/tickets?group=answers, nats:// or kafka://"),
     ] = None
     after: Annotated[Name | None, Field(description="Another pipeline: a run starts when one of it is done.")] = None
 
@@ -130,6 +134,7 @@ class StageSection(_Section):
     timeout: Annotated[Duration | None, Field(description="Of one attempt, such as 60s or 5m.")] = None
     retry: RetrySection = RetrySection(attempts=1)
     resources: ResourcesSection = ResourcesSection()
+    executor: Annotated[Literal["local", "ray"] | None, Field(description="Short for resources.executor.")] = None
     when: Annotated[
         StrictStr | None,
         Field(description="A condition such as payload.score < 0.5; where it does not hold, the packet passes by."),
@@ -146,8 +151,10 @@ class StageSection(_Section):
             raise ValueError(
                 "a stage needs a 'module'" if self.module is None else "a stage has a module or a pipeline, not both"
             )
+        if None not in (self.executor, self.resources.executor) and self.executor != self.resources.executor:
+            raise ValueError(f"executor is {self.executor}, and resources.executor is {self.resources.executor}")
         if self.pipeline is not None:
-            for name in ("when", "for_each", "matrix", "model_hint", "timeout"):
+            for name in ("when", "for_each", "matrix", "model_hint", "timeout", "executor"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"a stage that is a pipeline cannot have '{name}'; give it to the stages inside")
         return self

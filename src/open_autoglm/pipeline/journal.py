@@ -88,7 +88,7 @@ class Journal(JournalReader):
         specification = PipelineSpecification.from_dict({"name": content["name"], "stages": content["stages"]})
         run_id = run_id or uuid.uuid4().hex[:12]
         packet = packet or Packet(f"{specification.name}-{run_id}", dict(payload or {}))
-        resources = [stage.resources for stage in specification.stages]
+        resources = [stage.resources.of_worker for stage in specification.stages]
         values = {
             "id": run_id,
             "key": key,

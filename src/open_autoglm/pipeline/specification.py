@@ -17,6 +17,7 @@ from open_autoglm.spelling import did_you_mean
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _MOST_STAGES: Final = 1000
+EXECUTORS: Final = ("local", "ray")
 _LONGEST_SECONDS: Final = 366 * 24 * 3600.0
 
 
@@ -63,20 +64,33 @@ class RetrySpecification:
 
 @dataclass(frozen=True)
 class ResourceSpecification:
-    """What a stage takes of the machine while it runs. cpu: cores or parts of one. memory: bytes. gpu: whole ones."""
+    """What a stage takes of the machine while it runs. cpu: cores or parts of one. memory: bytes. gpu: whole ones.
+
+    executor: whose machine that is, the worker's (`local`) or a node of a cluster (`ray`).
+    """
 
     cpu: float = 1.0
     memory: int = 0
     gpu: int = 0
+    executor: str = "local"
 
     def __post_init__(self) -> None:
         _check_number(self.cpu, "resources.cpu", 0.0, 4096.0)
         _check_number(self.memory, "resources.memory", 0, 1 << 50)
         _check_number(self.gpu, "resources.gpu", 0, 1024)
+        if self.executor not in EXECUTORS:
+            raise PipelineError(
+                f"resources.executor: there is no '{self.executor}'" + did_you_mean(str(self.executor), EXECUTORS)
+            )
+
+    @property
+    def of_worker(self) -> ResourceSpecification:
+        """What it takes of the worker's own machine: nothing where a cluster runs it."""
+        return self if self.executor == "local" else ResourceSpecification(cpu=0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
-        return dataclasses.asdict(self)
+        """JSON-ready; `from_dict` reads it back. The executor only where it is not this machine."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != "local"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ResourceSpecification:

@@ -55,13 +55,15 @@ class StageClass(Protocol):
     config_model: a pydantic model of the settings. Without one, any settings are taken and the class is made with the
         dictionary. input_schema, output_schema: JSON Schema of the payload that comes in and goes out.
     own_process: True for work that should neither share its process with other stages nor leave anything behind in
-        it, such as training; False runs in a warm process.
+        it, such as training; False runs in a warm process. inherits: settings that a pipeline's file need not give,
+        and the modules whose nearest stage before gives them instead, such as `{"url": "sql_source"}`.
     """
 
     config_model: type[BaseModel]
     input_schema: Mapping[str, Any]
     output_schema: Mapping[str, Any]
     own_process: bool
+    inherits: Mapping[str, str]
 
     def __call__(self, config: Any) -> Stage:
         """The stage with these settings, an object of `config_model`."""

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from open_autoglm.errors import PipelineError
 from open_autoglm.pipeline.attempt import ENVIRONMENT, StopSignal, ask_to_end, explain_exit
+from open_autoglm.pipeline.specification import ResourceSpecification
 from open_autoglm.pipeline.warm_process import receive, send
 
 _PYTHON_PATH: Final = "PYTHONPATH"
@@ -39,6 +40,7 @@ class Attempt:
     timeout_seconds: float | None = None
     trace_id: str = ""
     cursor: Any = None
+    resources: ResourceSpecification | None = None
 
     @property
     def log_name(self) -> str:

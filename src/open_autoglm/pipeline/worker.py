@@ -13,6 +13,7 @@ from typing import Final
 
 from open_autoglm.errors import OpenAutoGLMError, PipelineError
 from open_autoglm.pipeline.conductor import LOOK_SECONDS, Conductor
+from open_autoglm.pipeline.executors import Executors
 from open_autoglm.pipeline.journal import Journal
 from open_autoglm.pipeline.journal_records import ENDED, WAITING, Claim, RunRecord
 from open_autoglm.pipeline.placement import Capacity, Placement, machine_capacity
@@ -54,7 +55,7 @@ class Worker:
         self._lease, self._tell = lease, on_message
         self._lock = WorkerLock(self._folder)
         self._placement = Placement(capacity or machine_capacity())
-        self._pool = WarmPool(idle=int(max(2, self._placement.capacity.cpu)), lock=self._lock.descriptor)
+        self._pool = Executors(WarmPool(idle=int(max(2, self._placement.capacity.cpu)), lock=self._lock.descriptor))
         self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="stage")
         self._conductors: dict[str, tuple[Conductor, threading.Event]] = {}
         self._faults: dict[str, OpenAutoGLMError] = {}
@@ -228,7 +229,7 @@ class Worker:
     def _check_fit(self, record: RunRecord) -> None:
         capacity = self._placement.capacity
         for stage in record.specification.stages:
-            if not capacity.fits(stage.resources):
+            if not capacity.fits(stage.resources.of_worker):
                 wanted = stage.resources
                 raise PipelineError(
                     f"stage '{stage.stage}' wants {wanted.cpu:g} cpu, {wanted.memory / 1e9:g} GB and {wanted.gpu} gpu; "

@@ -17,6 +17,7 @@ from open_autoglm.pipeline.conditions import parse_condition
 from open_autoglm.pipeline.expansion import Expander, PlacedStage
 from open_autoglm.pipeline.file_faults import FaultList
 from open_autoglm.pipeline.file_schema import PRIORITIES, PipelineSection, TriggerSection
+from open_autoglm.pipeline.inherited_settings import with_inherited_settings
 from open_autoglm.pipeline.references import fill, outside_sources, references_in, unknown_kind
 from open_autoglm.pipeline.secrets import SecretStore
 from open_autoglm.pipeline.specification import (
@@ -94,7 +95,7 @@ def read_pipeline(
     if section is None:
         raise faults.error()
     _check_trigger(document, section, faults)
-    placed = Expander(faults, _read_section).expand(document, section)
+    placed = with_inherited_settings(Expander(faults, _read_section).expand(document, section), catalog)
     sources = outside_sources(os.environ if environment is None else environment, secrets) if look_up else {}
     queue = _queue(document, section, sources, faults) if look_up else None
     for stage in placed:
@@ -288,5 +289,10 @@ def _specify(stage: PlacedStage) -> StageSpecification:
         ),
         when=section.when,
         for_each=None if batches is None else ForEachSpecification(batches.items, batches.batch),
-        resources=ResourceSpecification(float(resources.cpu), resources.memory or 0, resources.gpu),
+        resources=ResourceSpecification(
+            float(resources.cpu),
+            resources.memory or 0,
+            resources.gpu,
+            section.executor or resources.executor or "local",
+        ),
     )

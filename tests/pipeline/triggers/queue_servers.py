@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real servers with queues for the tests: Debian's redis-server, and nats-server with JetStream."""
+"""Servers with queues for the tests: Debian's redis-server, nats-server with JetStream, and librdkafka's Kafka cluster.
+
+Redis and NATS are the real ones. Kafka's broker is the one that librdkafka brings for tests: it speaks Kafka's protocol
+over TCP, with groups, rebalances and commits, and keeps everything in memory.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import shutil
 import socket
@@ -100,8 +105,89 @@ class NatsQueue:
         return asyncio.run(work())
 
 
+class KafkaQueue:
+    """The topic `tickets`, of four partitions, of a cluster of our own with one broker.
+
+    A partition has the messages in order; `publish` uses the first one unless the message has an `id` to spread by.
+    """
+
+    def __init__(self) -> None:
+        kafka = pytest.importorskip("confluent_kafka", reason="pip install 'open-autoglm[kafka]'")
+        found = list(Path(kafka.__file__).parent.parent.glob("confluent_kafka.libs/librdkafka*"))
+        if not found:
+            pytest.skip("confluent-kafka is not installed from a wheel, which brings librdkafka")
+        self._library = ctypes.CDLL(str(found[0]))
+        self._handle = ctypes.c_void_p(self._call("new", 0, None, None, ctypes.c_size_t(0)))
+        self._cluster = ctypes.c_void_p(self._call("mock_cluster_new", self._handle, 1))
+        self._call("mock_group_initial_rebalance_delay_ms", self._cluster, 0)
+        for topic, partitions in (("tickets", 4), ("tickets.dead", 1)):
+            self._call("mock_topic_create", self._cluster, topic.encode(), partitions, 1)
+        self.server = ctypes.string_at(self._call("mock_cluster_bootstraps", self._cluster)).decode()
+        self.address = f"kafka://{self.server}/tickets"
+        self.client: Any = kafka.Producer({"bootstrap.servers": self.server, "log_level": 0})
+
+    def publish(self, message: Mapping[str, Any] | bytes) -> None:
+        body = message if isinstance(message, bytes) else json.dumps(message).encode()
+        partition = message["id"] % 4 if isinstance(message, Mapping) else 0
+        self.client.produce("tickets", value=body, partition=partition)
+        assert self.client.flush(30) == 0
+
+    def open_messages(self) -> int:
+        from confluent_kafka import TopicPartition
+
+        with self._reader("g") as reader:
+            count = 0
+            for one in reader.committed([TopicPartition("tickets", number) for number in range(4)], timeout=30):
+                low, high = reader.get_watermark_offsets(one, timeout=30)
+                count += high - max(low, one.offset)
+            return count
+
+    def dead(self) -> list[bytes]:
+        from confluent_kafka import TopicPartition
+
+        with self._reader("reader") as reader:
+            _, high = reader.get_watermark_offsets(TopicPartition("tickets.dead", 0), timeout=30)
+            reader.assign([TopicPartition("tickets.dead", 0, 0)])
+            return [message.value() for message in reader.consume(high, 30)]
+
+    def go_away(self) -> None:
+        self._call("mock_broker_set_down", self._cluster, 1)
+
+    def come_back(self) -> None:
+        self._call("mock_broker_set_up", self._cluster, 1)
+
+    def close(self) -> None:
+        self._call("mock_cluster_destroy", self._cluster)
+        self._call("destroy", self._handle)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        function = getattr(self._library, f"rd_kafka_{name}")
+        function.restype = ctypes.c_void_p if name in ("new", "mock_cluster_new", "mock_cluster_bootstraps") else None
+        return function(*arguments)
+
+    @contextlib.contextmanager
+    def _reader(self, group: str) -> Iterator[Any]:
+        from confluent_kafka import Consumer
+
+        reader = Consumer({"bootstrap.servers": self.server, "group.id": group, "log_level": 0})
+        try:
+            yield reader
+        finally:
+            reader.close()
+
+
+AnyQueue = RedisQueue | NatsQueue | KafkaQueue
+
+
 @contextlib.contextmanager
-def open_queue(kind: str, folder: Path) -> Iterator[RedisQueue | NatsQueue]:
+def open_queue(kind: str, folder: Path) -> Iterator[AnyQueue]:
+    if kind == "kafka":
+        queue = KafkaQueue()
+        try:
+            yield queue
+        finally:
+            queue.close()
+        return
     port = free_port()
     if kind == "redis":
         command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]

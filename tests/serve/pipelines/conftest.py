@@ -82,10 +82,7 @@ class Station:
     client: httpx.Client
     root: Path
     runs: Path
-
-    @property
-    def database(self) -> str:
-        return f"sqlite:///{self.runs}/pipelines.sqlite"
+    database: str
 
     def get(self, path: str, schema: str = "", **query: Any) -> dict[str, Any]:
         response = self.client.get(path, params=query)
@@ -159,19 +156,22 @@ def stage_package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def station_in(root: Path, bundle: Path, **options: Any) -> Iterator[Station]:
-    """A server with the pipelines of this file, in a folder."""
+def station_in(root: Path, bundle: Path, database: str | None = None, **options: Any) -> Iterator[Station]:
+    """A server with the pipelines of this file, in a folder; its journal is a file unless a database is named."""
     (root / "pipelines").mkdir()
     for name, text in FILES.items():
         (root / "pipelines" / name).write_text(text.replace("FOLDER", str(root)))
-    settings = PipelineSettings(pipelines=str(root / "pipelines"), runs_folder=str(root / "runs"), webhook_body=2000)
+    settings = PipelineSettings(
+        pipelines=str(root / "pipelines"), runs_folder=str(root / "runs"), webhook_body=2000, database=database
+    )
     key = options.get("api_key")
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     with (
         serving(bundle, pipelines=settings, **options) as running,
         httpx.Client(base_url=running.url, timeout=60, verify=False, headers=headers) as client,
     ):
-        yield Station(running.url, client, root, root / "runs")
+        runs = root / "runs"
+        yield Station(running.url, client, root, runs, database or f"sqlite:///{runs}/pipelines.sqlite")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.serve.pipelines.pipeline_settings import PipelineSettings
 from open_autoglm.serve.settings import ServeSettings, open_socket
+from tests.pipeline.postgres_for_tests import postgres
 from tests.serve.conftest import Running
 from tests.serve.pipelines.conftest import Station, station_in, until
 
@@ -254,3 +255,24 @@ def test_workers_that_live_are_known(station: Station) -> None:
         assert station.get("/v1/pipelines")["workers"] == 1
         assert worker.name
     until(lambda: station.get("/v1/pipelines")["workers"] == 0)
+
+
+def test_runs_of_a_journal_in_postgresql(stage_package: Path, dialogue_bundle: Path, tmp_path: Path) -> None:
+    """Server and worker share a database only: a run is started, listed, shown and cancelled over HTTP."""
+    del stage_package
+    with postgres() as url, station_in(tmp_path, dialogue_bundle, database=url) as station:
+        first, second = (station.start("waits", key=key, payload={"x": 1})["id"] for key in "ab")
+        assert station.start("waits", key="a")["id"] == first
+        assert [one["id"] for one in station.get("/v1/runs", "Runs")["data"]] == [second, first]
+        assert station.post(f"/v1/runs/{second}/cancel", schema="ChangedRun")["state"] == "cancelled"
+        done = station.start("sums")["id"]
+        with station.working():
+            assert station.until_over(done)["state"] == "done"
+            until(lambda: station.get(f"/v1/runs/{first}")["stages"][0]["state"] == "running")
+            station.post(f"/v1/runs/{first}/cancel", schema="ChangedRun")
+            until(lambda: station.get(f"/v1/runs/{first}")["state"] == "cancelled")
+        shown = station.get(f"/v1/runs/{first}", "RunDetails", lines=5)
+        assert [(one["stage"], one["state"]) for one in shown["stages"]] == [("a", "cancelled"), ("b", "cancelled")]
+        assert [one["id"] for one in station.get("/v1/runs", state="cancelled")["data"]] == [second, first]
+        assert not list((tmp_path / "runs").glob("*.sqlite*")), "nothing went into a file"
+        assert "tester" not in json.dumps(shown)

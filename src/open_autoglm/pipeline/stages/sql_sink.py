@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -26,7 +26,8 @@ _ROWS: Final = 500
 
 
 class SqlSinkConfig(BaseModel):
-    """url: of SQLAlchemy. table: made from the first records if it is not there. key: the column that tells records
+    """url: of SQLAlchemy; in a pipeline's file that of the `sql_source` before it, if not given. table: made from the
+    first records if it is not there. key: the column that tells records
     apart, which must be the primary key or unique. columns: which fields to write; all if not given.
 
     on_conflict: what to do about a key that is there already: write the new values over it, or leave it.
@@ -35,7 +36,7 @@ class SqlSinkConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: str
-    table: str
+    table: str = "answers"
     key: str = ID
     columns: list[str] | None = Field(default=None, min_length=1)
     on_conflict: Literal["update", "ignore"] = "update"
@@ -53,6 +54,7 @@ class SqlSink:
 
     config_model = SqlSinkConfig
     input_schema = RECORDS_SCHEMA
+    inherits: ClassVar = {"url": "sql_source"}
 
     def __init__(self, config: SqlSinkConfig) -> None:
         self._config = config

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `trigger.queue` says: `redis://HOST:PORT/STREAM?group=NAME`, `nats://HOST:PORT/STREAM`, or a plugin's scheme."""
+"""What `trigger.queue` says: `redis://HOST:PORT/STREAM?group=NAME`, `nats://...`, `kafka://...`, or a plugin's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ _BUILT_IN: Final = {
     "redis": "redis_stream:RedisStream",
     "rediss": "redis_stream:RedisStream",
     "nats": "nats_stream:NatsStream",
+    "kafka": "kafka_topic:KafkaTopic",
+    "kafkas": "kafka_topic:KafkaTopic",
 }
+
+_OF_SEVERAL_HOSTS: Final = ("kafka", "kafkas")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ def parse_address(url: str) -> QueueAddress:
     scheme, _, rest = url.partition("://")
     try:
         parts = urlsplit(f"queue://{rest}")  # a plugin's name may have an underscore, which no scheme has
-        _ = parts.port
+        for host in parts.netloc.rpartition("@")[2].split(",") if scheme in _OF_SEVERAL_HOSTS else [parts.netloc]:
+            _ = urlsplit(f"//{host}").port
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
         parts, options, rest = urlsplit(""), {}, ""
