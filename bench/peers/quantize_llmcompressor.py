@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 from llmcompressor import oneshot
+from llmcompressor.modifiers.awq import AWQModifier
 from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
 from transformers import AutoModelForCausalLM
 
@@ -30,13 +31,16 @@ def main() -> None:
             },
         }
     }
-    modifier = {"gptq": GPTQModifier, "rtn": QuantizationModifier}[method]
+    modifier = GPTQModifier if method == "gptq" else QuantizationModifier
+    recipe = [modifier(config_groups=scheme, ignore=["lm_head"])]
+    if method == "awq":
+        recipe.insert(0, AWQModifier())
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="float32")
     data = Dataset.from_dict({"input_ids": rows.tolist(), "attention_mask": np.ones_like(rows).tolist()})
     oneshot(
         model=model,
         dataset=data,
-        recipe=modifier(config_groups=scheme, ignore=["lm_head"]),
+        recipe=recipe,
         max_seq_length=rows.shape[1],
         num_calibration_samples=len(rows),
     )

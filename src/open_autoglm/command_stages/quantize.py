@@ -31,6 +31,7 @@ class QuantizeConfig(BaseModel):
     samples: int = Field(default=128, ge=1)
     sequence_length: int = Field(default=512, ge=1)
     activation_order: bool = True
+    compensate: bool = True
     damping: float = 0.01
     seed: int = 0
 
@@ -66,6 +67,7 @@ class Quantize:
             layout=config.layout,
             damping=config.damping,
             activation_order=config.activation_order,
+            compensate=config.compensate,
         )
         data = None
         if config.calibration is not None and config.method != "rtn":
