@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 from llmcompressor import oneshot
-from llmcompressor.modifiers.awq import AWQModifier
 from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+from llmcompressor.modifiers.transform.awq import AWQModifier
 from transformers import AutoModelForCausalLM
 
 
@@ -32,9 +32,8 @@ def main() -> None:
         }
     }
     modifier = GPTQModifier if method == "gptq" else QuantizationModifier
-    recipe = [modifier(config_groups=scheme, ignore=["lm_head"])]
-    if method == "awq":
-        recipe.insert(0, AWQModifier())
+    rounding = modifier(config_groups=scheme, ignore=["lm_head"])
+    recipe = [AWQModifier(), rounding] if method == "awq" else rounding
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="float32")
     data = Dataset.from_dict({"input_ids": rows.tolist(), "attention_mask": np.ones_like(rows).tolist()})
     oneshot(
