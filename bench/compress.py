@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What do int8 and int4 weights cost in perplexity, by each way of rounding, and what do they save?
+"""What do smaller forms of a GLM cost in quality, and what do they save in bytes and time?
 
-python bench/compress.py --text FILE.txt --minutes 18 --model-folder DIR --llm-compressor-python PYTHON
+python bench/compress.py --text FILE.txt --minutes 18 --model-folder DIR --llm-compressor-python PYTHON \
+    --torchao-python PYTHON
 
-Trains a GLM of two million parameters on nine tenths of a text (or takes the one in DIR), quantises it with calibration
-windows of that part, and measures on the rest: perplexity with exact activations (PyTorch over the weights as stored),
-file size, and the engine's speed. llm-compressor quantises the same model on the same windows in the same run, and its
-files are read and scored as ours are. Writes bench/results/compress.json and .png.
+Trains a GLM of two million parameters on nine tenths of a text (or takes the one in DIR) and makes it smaller with
+calibration windows of that part: int8, int4 by each way of rounding, pruned, distilled, trained in 4 bits. Measures on
+the rest: perplexity, and the mean Kullback-Leibler divergence of the predictions from float32's, with exact activations
+(PyTorch over the weights as stored). llm-compressor quantises the same model on the same windows in the same run, and
+its files are read and scored as ours are; torchao's dynamic int8 runs in transformers. Last, all forms take turns in
+the engine, on one thread and on all: speeds are medians of the rounds, relative to float32 in the same round.
+Writes bench/results/compress.json after each form, and compress.png.
 """
 
 from __future__ import annotations
@@ -15,31 +19,99 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from columns import significant, table
 from engine import RESULTS
 from machine import command_line, describe_machine
 from open_autoglm.compress.calibration import Calibration
+from open_autoglm.compress.distil import distil
+from open_autoglm.compress.distil_settings import DistilSettings
 from open_autoglm.compress.engine_latency import measure_latency
 from open_autoglm.compress.int4_file import write_int4
+from open_autoglm.compress.prune_checkpoint import prune_checkpoint
+from open_autoglm.compress.pruned_shape import PruningSettings
 from open_autoglm.compress.quantize_checkpoint import quantize_checkpoint
 from open_autoglm.compress.settings import QuantizationSettings
 from open_autoglm.engine.backends import load_backend
 from open_autoglm.models.checkpoint import load_model, quantize_in_place, save_int8
 from open_autoglm.models.quantized_linear import unpack_in_place
 from open_autoglm.storage import write_json
+from open_autoglm.targets import usable_cores
 from plots import plot_bars
-from text_model import TextModel, ensure_text_model, perplexity
+from text_model import TextModel, ensure_text_model, log_probabilities
 
-_PYTHON_VARIABLE = "OPEN_AUTOGLM_BENCH_LLM_COMPRESSOR_PYTHON"
-_PEER = Path(__file__).parent / "peers" / "quantize_llmcompressor.py"
-_HOW = "python -m venv peer && peer/bin/pip install llmcompressor"
+_LLM_COMPRESSOR = "OPEN_AUTOGLM_BENCH_LLM_COMPRESSOR_PYTHON"
+_TORCHAO = "OPEN_AUTOGLM_BENCH_TORCHAO_PYTHON"
+_PEERS = Path(__file__).parent / "peers"
+_RTN = "int4 rtn, whole range"
+_ROUNDINGS: dict[str, dict[str, Any]] = {
+    _RTN: {"method": "rtn", "search": False},
+    "int4 rtn": {"method": "rtn"},
+    "int4 gptq": {"method": "gptq"},
+    "int4 gptq, in order": {"method": "gptq", "activation_order": False},
+    "int4 awq": {"method": "awq"},
+    "int4 awq, to nearest": {"method": "awq", "compensate": False},
+}
+
+
+@dataclass
+class Run:
+    """A model, its smaller forms so far, and where they lie. engines: folder and weights by name of form."""
+
+    arguments: argparse.Namespace
+    made: TextModel
+    work: Path
+    record: dict[str, Any]
+    reference: torch.Tensor | None = None
+    engines: dict[str, tuple[Path, str]] = field(default_factory=dict)
+
+    @property
+    def test(self) -> np.ndarray:
+        """The held-out windows that are scored."""
+        return self.made.test[: self.arguments.windows]
+
+    def score(self, name: str, folder: Path, weights: str, file: str, *, engine: bool = True) -> None:
+        """Measure the quality and size of a form, and note it for the engine."""
+        model = load_model(folder, weights=weights)
+        unpack_in_place(model)
+        size = sum(path.stat().st_size for path in folder.glob(file))
+        self.add(name, log_probabilities(model.eval(), self.test), size)
+        if engine:
+            self.engines[name] = (folder, weights)
+
+    def add(self, name: str, predicted: torch.Tensor, size: int | None) -> None:
+        """Count a form, and write the record."""
+        truth = torch.from_numpy(self.test[:, 2:]).flatten()
+        found: dict[str, Any] = {"perplexity": float((-predicted.gather(1, truth[:, None]).mean()).exp())}
+        if self.reference is None:
+            self.reference = predicted
+        parts = zip(self.reference.split(2048), predicted.split(2048), strict=True)
+        divergence = sum(float((exact.exp() * (exact - part)).sum()) for exact, part in parts) / len(truth)
+        found["mean_kl"] = significant(divergence, 3)
+        formats = self.record["formats"]
+        exact = formats.get("float32", found)
+        found["perplexity_change"] = significant(found["perplexity"] / exact["perplexity"] - 1, 3)
+        found["perplexity"] = significant(found["perplexity"], 6)
+        if name == _RTN or _RTN in formats:
+            found["share_of_rtn_kl"] = significant(divergence / formats.get(_RTN, found)["mean_kl"], 3)
+        if size is not None:
+            found |= {"bytes": size, "times_smaller": significant(exact.get("bytes", size) / size, 3)}
+        self.put(name, found)
+
+    def put(self, name: str, found: dict[str, Any]) -> None:
+        """Write the record with this form in it."""
+        self.record["formats"][name] = self.record["formats"].get(name, {}) | found
+        write_json(self.arguments.out, self.record)
+        print(name, found, flush=True)
 
 
 def main() -> None:
@@ -48,27 +120,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.model_folder or Path(temporary)
         made = ensure_text_model(arguments.text, folder, minutes=arguments.minutes)
-        formats = measure(made, arguments, Path(temporary))
-    exact = formats["float32"]
-    rtn = formats["int4 rtn, whole range"]["perplexity"] - exact["perplexity"]
-    for found in formats.values():
-        if "missing" not in found:
-            found["perplexity_change"] = significant(found["perplexity"] / exact["perplexity"] - 1, 3)
-            found["share_of_rtn_loss"] = significant((found["perplexity"] - exact["perplexity"]) / rtn, 3)
-            found["times_smaller"] = significant(exact["bytes"] / found["bytes"], 3)
-    record = {
-        "command": command_line(),
-        "model": json.loads((made.folder / "config.json").read_text()),
-        "calibration_tokens": arguments.samples * made.train.shape[1],
-        "group_size": arguments.group_size,
-        "predicted_tokens": int(made.test[: arguments.windows, 2:].size),
-        "formats": formats,
-        "machine": describe_machine(),
-    }
-    path = arguments.out or RESULTS / "compress.json"
-    write_json(path, record)
-    _plot(formats, path.with_suffix(".png"))
-    print(json.dumps(record) if arguments.json else f"{_show(formats)}\nwritten: {path}")
+        record = {
+            "command": command_line(),
+            "model": json.loads((made.folder / "config.json").read_text()),
+            "calibration_tokens": arguments.samples * made.train.shape[1],
+            "group_size": arguments.group_size,
+            "predicted_tokens": int(made.test[: arguments.windows, 2:].size),
+            "machine": describe_machine(),
+            "formats": {},
+        }
+        run = Run(arguments, made, Path(temporary), record)
+        measure(run)
+    _plot(record["formats"], arguments.out.with_suffix(".png"))
+    print(json.dumps(record) if arguments.json else f"{_show(record['formats'])}\nwritten: {arguments.out}")
 
 
 def _parse() -> argparse.Namespace:
@@ -79,97 +143,151 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=128, help="calibration windows of 128 tokens")
     parser.add_argument("--windows", type=int, default=300, help="held-out windows that are scored")
     parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--llm-compressor-python", type=Path, default=os.environ.get(_PYTHON_VARIABLE), help=_HOW)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--steps", type=int, default=300, help="of distillation and of training in 4 bits")
+    parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 leaves it out")
+    how = "a Python that has {0}: python -m venv peer && peer/bin/pip install {0} transformers datasets"
+    for option, variable, library in (
+        ("--llm-compressor-python", _LLM_COMPRESSOR, "llmcompressor"),
+        ("--torchao-python", _TORCHAO, "torchao"),
+    ):
+        parser.add_argument(option, type=Path, default=os.environ.get(variable), help=how.format(library))
+    parser.add_argument("--out", type=Path, default=RESULTS / "compress.json")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of a table")
     return parser.parse_args()
 
 
-def measure(made: TextModel, arguments: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
-    """Every format of one model. Returns perplexity, bytes and speed by name."""
-    rows = made.train[np.random.default_rng(0).permutation(len(made.train))[: arguments.samples]]
+def measure(run: Run) -> None:
+    """Every form of one model: quality first, speeds last."""
+    arguments = run.arguments
+    rows = run.made.train[np.random.default_rng(0).permutation(len(run.made.train))[: arguments.samples]]
     calibration = Calibration(rows.ravel().astype(np.int32), np.full(len(rows), rows.shape[1]), "training windows")
-    test = made.test[: arguments.windows]
-    formats: dict[str, dict[str, Any]] = {}
-
-    def score(name: str, folder: Path, weights: str, file: str, *, speed: bool = True) -> None:
-        model = load_model(folder, weights=weights)
-        unpack_in_place(model)
-        found: dict[str, Any] = {"perplexity": significant(perplexity(model.eval(), test), 6)}
-        found["bytes"] = sum(path.stat().st_size for path in folder.glob(file))
-        if speed:
-            backend = load_backend("native", folder, weights=weights)
-            latency = measure_latency(backend)
-            backend.close()
-            found["milliseconds_per_token"] = latency.milliseconds_per_token
-            found["prompt_tokens_per_second"] = latency.prompt_tokens_per_second
-        formats[name] = found
-        print(name, found, flush=True)
-
-    source = work / "float32"
-    shutil.copytree(made.folder, source, ignore=shutil.ignore_patterns("best"))
-    score("float32", source, "float32", "model.safetensors")
+    source = run.work / "float32"
+    shutil.copytree(run.made.folder, source, ignore=shutil.ignore_patterns("best"))
+    run.score("float32", source, "float32", "model.safetensors")
     save_int8(quantize_in_place(load_model(source), "int8"), source)
-    score("int8", source, "int8", "int8.safetensors")
-    for name, method, changes in (
-        ("int4 rtn, whole range", "rtn", {"search": False}),
-        ("int4 rtn", "rtn", {}),
-        ("int4 gptq", "gptq", {}),
-        ("int4 gptq, in order", "gptq", {"activation_order": False}),
-        ("int4 awq", "awq", {}),
-    ):
-        place = work / name.replace(" ", "-").replace(",", "")
+    run.score("int8", source, "int8", "int8.safetensors")
+    for name, changes in _ROUNDINGS.items():
+        place = run.work / name.replace(" ", "-").replace(",", "")
         shutil.copytree(source, place, ignore=shutil.ignore_patterns("*.safetensors"))
-        settings = QuantizationSettings(method=method, group_size=arguments.group_size, layout="awq", **changes)
+        settings = QuantizationSettings(group_size=arguments.group_size, layout="awq", **changes)
         write_int4(source, place, settings, calibration)
-        score(name, place, "int4", "int4.safetensors")
+        run.score(name, place, "int4", "int4.safetensors")
     # The same codes as the tools store them, embeddings in float16.
     settings = QuantizationSettings(method="gptq", group_size=arguments.group_size, layout="awq")
-    quantize_checkpoint(source, work / "hf", settings, calibration)
-    score("int4 gptq, AutoAWQ's files", work / "hf", "float32", "model.safetensors")
-    for method in ("rtn", "gptq"):
-        name = f"llm-compressor int4 {method}"
-        reason = _peer(arguments, source, rows, work / f"peer-{method}", method)
-        if reason:
-            formats[name] = {"missing": reason}
-        else:
-            score(name, work / f"peer-{method}", "float32", "*.safetensors", speed=False)
-    return formats
+    quantize_checkpoint(source, run.work / "hf", settings, calibration)
+    run.score("int4 gptq, AutoAWQ's files", run.work / "hf", "float32", "model.safetensors")
+    _llm_compressor(run, source, rows)
+    if arguments.torchao_python:
+        _torchao(run, source)
+    _learn(run, source, calibration)
+    if arguments.rounds:
+        _time(run)
 
 
-def _peer(arguments: argparse.Namespace, source: Path, rows: np.ndarray, out: Path, method: str) -> str:
-    """Let the peer quantise. Returns why not, or nothing."""
-    if not arguments.llm_compressor_python:
-        return f"not installed: {_HOW}, then --llm-compressor-python peer/bin/python"
-    tokens = out.with_suffix(".npy")
+def _learn(run: Run, source: Path, calibration: Calibration) -> None:
+    """The forms that are other models, or are trained."""
+    data = run.work / "text.jsonl"
+    content = run.arguments.text.read_text(encoding="utf-8")
+    content = content[: content.index("\n", int(len(content) * 0.9)) + 1]
+    pieces = [content[start : start + 400] for start in range(0, len(content), 400)]
+    data.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
+    pruned = run.work / "pruned"
+    prune_checkpoint(source, pruned, PruningSettings(ratio=0.25), calibration)
+    run.score("pruned by 25%", pruned, "float32", "model.safetensors")
+    steps = run.arguments.steps
+    for name, settings in (
+        ("pruned by 25%, distilled", DistilSettings(student=str(pruned), steps=steps)),
+        ("int4 trained (QAT)", DistilSettings(qat=True, steps=steps, group_size=run.arguments.group_size)),
+    ):
+        out = distil([source], data, run.work / name.replace(" ", "-"), settings).folder
+        run.score(name, out, "float32", "*.safetensors")
+
+
+def _llm_compressor(run: Run, source: Path, rows: np.ndarray) -> None:
+    tokens = run.work / "calibration.npy"
     np.save(tokens, rows)
-    command = [arguments.llm_compressor_python, _PEER, source, tokens, out, method, arguments.group_size]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-    return "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1][:300]
+    for method in ("rtn", "gptq", "awq"):
+        name, out = f"llm-compressor int4 {method}", run.work / f"peer-{method}"
+        script = [_PEERS / "quantize_llmcompressor.py", source, tokens, out, method, run.arguments.group_size]
+        done = _peer(run.arguments.llm_compressor_python, script)
+        if isinstance(done, str):
+            run.put(name, {"missing": done})
+        else:
+            run.score(name, out, "float32", "*.safetensors", engine=False)
+
+
+def _torchao(run: Run, source: Path) -> None:
+    windows, predicted = run.work / "windows.npy", run.work / "predicted.npy"
+    np.save(windows, run.test)
+    script = [_PEERS / "quantize_torchao.py", source, windows, predicted, usable_cores(), run.arguments.rounds or 1]
+    done = _peer(run.arguments.torchao_python, script)
+    if isinstance(done, str):
+        run.put("torchao dynamic int8", {"missing": done})
+        return
+    times = json.loads(done.stdout.splitlines()[-1])
+    run.add("torchao dynamic int8", torch.from_numpy(np.load(predicted)), None)
+    share = significant(times["float32"] / times["int8"], 3)
+    run.put("torchao dynamic int8", {"milliseconds_per_token": times, "times_faster_than_its_float32": share})
+
+
+def _peer(python: Path | None, script: list[Any]) -> subprocess.CompletedProcess[str] | str:
+    """Run a peer's script. Returns what it said, or why it could not be run."""
+    if not python:
+        return "not installed; --help says how"
+    done = subprocess.run([str(word) for word in (python, *script)], capture_output=True, text=True, check=False)
+    return done if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it failed"])[-1][:300]
+
+
+def _time(run: Run) -> None:
+    """All forms in turns, so that what else the machine does meets all of them."""
+    for threads in dict.fromkeys((1, usable_cores())):
+        tokens: dict[str, list[float]] = {name: [] for name in run.engines}
+        prompts: dict[str, list[float]] = {name: [] for name in run.engines}
+        for _ in range(run.arguments.rounds):
+            for name, (folder, weights) in run.engines.items():
+                backend = load_backend("native", folder, weights=weights, threads=threads)
+                latency = measure_latency(backend)
+                backend.close()
+                tokens[name].append(latency.milliseconds_per_token)
+                prompts[name].append(1 / latency.prompt_tokens_per_second)
+        for name in run.engines:
+            found = {
+                "milliseconds_per_token": significant(statistics.median(tokens[name]), 3),
+                "times_faster": _times_faster(tokens["float32"], tokens[name]),
+                "prompt_tokens_per_second": significant(1 / statistics.median(prompts[name]), 4),
+                "prompt_times_faster": _times_faster(prompts["float32"], prompts[name]),
+            }
+            run.put(name, {f"threads_{threads}": found})
+
+
+def _times_faster(exact: list[float], other: list[float]) -> float:
+    return significant(statistics.median(a / b for a, b in zip(exact, other, strict=True)), 3)
 
 
 def _plot(formats: dict[str, dict[str, Any]], path: Path) -> None:
-    measured = {name: found for name, found in formats.items() if "missing" not in found and name != "float32"}
-    series = {"perplexity over float32's": [100 * found["perplexity_change"] for found in measured.values()]}
-    names = [name.replace("llm-compressor ", "llm-compressor\n").replace(", ", ",\n") for name in measured]
-    plot_bars(names, series, title="What rounding costs", unit="% of perplexity", path=path)
+    measured = {name: found for name, found in formats.items() if "share_of_rtn_kl" in found}
+    shown = {name: found for name, found in measured.items() if found["share_of_rtn_kl"] < 2}
+    series = {"KL divergence from float32": [100 * found["share_of_rtn_kl"] for found in shown.values()]}
+    names = [name.replace("llm-compressor ", "llm-compressor\n").replace(", ", ",\n") for name in shown]
+    plot_bars(names, series, title="What rounding to 4 bits costs", unit="% of plain rounding's", path=path, line=50.0)
 
 
 def _show(formats: dict[str, dict[str, Any]]) -> str:
-    headings = ["perplexity", "change", "of RTN's loss", "MB", "smaller", "ms/token", "prompt tok/s"]
+    headings = ["perplexity", "change", "mean KL", "of RTN's", "MB", "smaller", "faster, 1 thread", "all threads"]
     rows: dict[str, list[str]] = {}
     for name, found in formats.items():
         if "missing" in found:
             rows[f"{name}: {found['missing']}"] = [""] * len(headings)
             continue
+        speeds = [f"{found[key]['times_faster']:.2f}x" for key in sorted(found) if key.startswith("threads_")]
         rows[name] = [
             f"{found['perplexity']:.3f}",
             f"{found['perplexity_change']:+.2%}",
-            f"{found['share_of_rtn_loss']:.0%}",
-            f"{found['bytes'] / 1e6:.2f}",
-            f"{found['times_smaller']:.2f}x",
-            f"{found.get('milliseconds_per_token', '')}",
-            f"{found.get('prompt_tokens_per_second', '')}",
+            f"{found['mean_kl']:.2e}",
+            f"{found['share_of_rtn_kl']:.0%}" if "share_of_rtn_kl" in found else "",
+            f"{found['bytes'] / 1e6:.2f}" if "bytes" in found else "",
+            f"{found['times_smaller']:.2f}x" if "bytes" in found else "",
+            *[*speeds, "", ""][:2],
         ]
     return table(headings, rows)
 

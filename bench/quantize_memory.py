@@ -4,10 +4,11 @@
 python bench/quantize_memory.py --layers 40 --folder DIR
 
 Writes a checkpoint of GLM-4-9B's shape with random bfloat16 weights into DIR (18 GB with all 40 layers), quantises it
-with GPTQ, and writes the peak memory and the seconds per layer to bench/results/quantize_memory.json.
+with GPTQ, and writes the peak memory and the seconds per layer to bench/results/quantize_memory_METHOD.json.
 
 In parts: with `--minutes 30` it stops after the last layer that ends before that, says so, exits with 3, and the same
-command goes on there; the record then has the highest peak of all parts. With fewer layers (`--layers 1`) the tables,
+command goes on there; the record then has the highest peak of all parts. What is known so far is written after each
+layer, with `finished_layers` below `layers`. With fewer layers (`--layers 1`) the tables,
 the calibration and each layer are as large as in the whole model, so the peak is the same but for what the file cache
 maps; the time of the whole is extrapolated, and the record has from how many layers.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import struct
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from engine import RESULTS
 from machine import command_line, describe_machine, resident_bytes
@@ -103,7 +106,7 @@ def main() -> None:
             print(f"{part}; the same command goes on there")
             raise SystemExit(_UNFINISHED) from None
         shutil.rmtree(work)
-    write_json(RESULTS / "quantize_memory.json", record)
+    write_json(_file(arguments), record)
     print(json.dumps(record))
 
 
@@ -134,6 +137,16 @@ def quantise(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     lengths = np.full(arguments.samples, arguments.length)
     layer_began, longest = time.monotonic(), 0.0
     first: int | None = None
+    record = {
+        "command": command_line(),
+        "method": arguments.method,
+        "layers": arguments.layers,
+        "layers_of_the_model": _LAYERS,
+        "calibration_tokens": total if arguments.method != "rtn" else 0,
+        "peak_before_quantising": before,
+        "threads": torch.get_num_threads(),
+        "machine": describe_machine(),
+    }
 
     def tick(done: int, count: int) -> None:
         nonlocal layer_began, longest, first
@@ -147,6 +160,9 @@ def quantise(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
             return
         # The first matrix of a layer is done: the layers before it are on the disk, one of them by this part.
         longest, layer_began = max(longest, now - layer_began), now
+        record["machine"]["load_average_after"] = round(os.getloadavg()[0], 2)
+        seconds = [json.loads(file.read_text())["seconds"] for file in sorted((out / ".work").glob("layer-*.json"))]
+        write_json(_file(arguments), record | _summary(seconds, [*peaks, resident_bytes(field="VmHWM")], 0.0))
         if arguments.minutes is not None and now - began + longest > 60 * arguments.minutes:
             write_json(peaks_file, [*peaks, resident_bytes(field="VmHWM")])
             raise _PartDone(f"{layer} of {arguments.layers} layers are done")
@@ -161,23 +177,28 @@ def quantise(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     report = outcome.report
     seconds = report["layer_seconds"]
     beside = report["seconds"] - sum(seconds[report["resumed_at_layer"] :])
-    return {
-        "command": command_line(),
-        "layers": arguments.layers,
-        "layers_of_the_model": _LAYERS,
+    return record | {
+        **_summary(seconds, [*peaks, report["peak_memory"]], beside),
         "parts": len(peaks) + 1,
-        "calibration_tokens": total,
-        "peak_memory": max(report["peak_memory"], *peaks, 0),
-        "peak_before_quantising": before,
-        "seconds_per_layer": seconds,
-        "seconds_beside_layers": round(beside, 1),
-        "seconds_extrapolated_to_all_layers": round(beside + _LAYERS * statistics.median(seconds)),
-        "extrapolated_from_layers": len(seconds),
         "not_in_it": "copying the other layers' packed weights into the last files, if layers were left out",
         "size": report["size"],
         "source_size": report["source_size"],
-        "machine": describe_machine(),
     }
+
+
+def _summary(seconds: list[float], peaks: list[int], beside: float) -> dict[str, Any]:
+    """seconds: of each layer that is finished. peaks: of each part, bytes. beside: seconds for what is no layer."""
+    return {
+        "finished_layers": len(seconds),
+        "peak_memory": max(peaks),
+        "seconds_per_layer": seconds,
+        "seconds_beside_layers": round(beside, 1),
+        "seconds_extrapolated_to_all_layers": round(beside + _LAYERS * statistics.median(seconds)),
+    }
+
+
+def _file(arguments: argparse.Namespace) -> Path:
+    return RESULTS / f"quantize_memory_{arguments.method}.json"
 
 
 if __name__ == "__main__":

@@ -78,6 +78,14 @@ def perplexity(model: GlmForCausalLM, rows: np.ndarray, *, skip: int = 2) -> flo
     return math.exp(nats / count)
 
 
+@torch.no_grad()
+def log_probabilities(model: GlmForCausalLM, rows: np.ndarray, *, skip: int = 2) -> torch.Tensor:
+    """float32[tokens, vocab_size]: what is predicted for every token from number `skip` of each window on."""
+    parts = [torch.from_numpy(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
+    found = [_logits(model, part)[:, skip - 1 : -1].flatten(0, 1) for part in parts]
+    return torch.cat([F.log_softmax(logits.float(), dim=-1) for logits in found])
+
+
 def _logits(model: GlmForCausalLM, rows: torch.Tensor) -> torch.Tensor:
     lengths = torch.full((len(rows),), rows.shape[1])
     return model.logits(model(rows.flatten(), PackedSequences(lengths))).unflatten(0, rows.shape)

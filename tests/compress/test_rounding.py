@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from open_autoglm.compress.awq import find_scales, round_by_awq
+from open_autoglm.compress.awq import error_by_moments, find_scales, round_by_awq
 from open_autoglm.compress.gptq import GptqSettings, round_by_gptq
 from open_autoglm.compress.grids import RoundedMatrix, Rounding, fit_grid, round_to_grid
 from open_autoglm.errors import CheckpointError
@@ -119,7 +119,8 @@ def test_channel_scales_lower_the_error_of_outputs() -> None:
     weight, inputs = random_weight(64, 128), correlated_inputs(800, 128)
     inputs[:, 3] *= 60  # a channel as large models have them
     hessian, rounding = inputs.T @ inputs, Rounding(4, 32, False)
-    found = find_scales([weight], hessian, inputs.abs().mean(dim=0), rounding)
+    judge = error_by_moments([weight], hessian)
+    found = find_scales([weight], inputs.abs().mean(dim=0), rounding, judge)
     assert 0 < found.power <= 1
     plain = Rounding(4, 32, False, search=False)
     scaled = round_to_grid(weight * found.scales, fit_grid(weight * found.scales, plain), plain).values() / found.scales

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -76,6 +76,8 @@ def distil_command(
     With the seed of the build the data is split as the build split it, so the teacher's own test split stays unseen.
     """
     from open_autoglm.build_pipeline import find_splits
+    from open_autoglm.cli.distil_scores import score_by_task
+    from open_autoglm.compress.derived_model import is_bundle
     from open_autoglm.compress.distil import distil
     from open_autoglm.compress.distil_settings import SHAPE, DistilSettings
     from open_autoglm.data import parse_columns
@@ -113,13 +115,23 @@ def distil_command(
             columns=chosen or None,
             on_progress=lambda what, done, total: bar.update(done / total, f"{what} {done} of {total}"),
         )
+        scores = None
+        if is_bundle(folders[0]):
+            scores = score_by_task(
+                {"teacher": folders[0], "student": outcome.folder},
+                train,
+                valid=valid or found_valid,
+                test=test or found_test,
+                columns=chosen or None,
+                seed=seed,
+            )
     if as_json:
-        print_json({"folder": str(outcome.folder), **outcome.report})
+        print_json({"folder": str(outcome.folder), **outcome.report, "task_metric": scores})
     else:
-        _show(outcome)
+        _show(outcome, scores)
 
 
-def _show(outcome: DistilOutcome) -> None:
+def _show(outcome: DistilOutcome, scores: dict[str, Any] | None) -> None:
     report = outcome.report
     losses: dict[str, float] = report["losses"]
     rows = [
@@ -128,7 +140,15 @@ def _show(outcome: DistilOutcome) -> None:
         if split in losses
     ]
     print_table("loss, nats per example", ("split", "teacher", "student"), rows)
+    if scores is not None:
+        said = ", ".join(f"{name} {_with_interval(scores[name])}" for name in ("teacher", "student"))
+        print_line(f"{scores['metric']} on {scores['examples']} {scores['split']} examples: {said}")
     print_line(
         f"{outcome.folder}: {report['parameters']:,} parameters, {report['steps']} steps, {report['seconds']:.0f} s"
     )
     print_line(f"next:   open-autoglm serve {outcome.folder}")
+
+
+def _with_interval(score: dict[str, Any]) -> str:
+    bounds = score["interval"]
+    return f"{score['value']:.4f}" + (f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else "")

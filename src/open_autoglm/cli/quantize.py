@@ -60,6 +60,12 @@ def quantize_command(
     samples: Annotated[int, typer.Option(help="Sequences of the calibration data.")] = 128,
     sequence_length: Annotated[int, typer.Option(help="Tokens of one of them at most.")] = 512,
     activation_order: Annotated[bool, typer.Option(help="GPTQ: the inputs with the largest activations first.")] = True,
+    compensate: Annotated[
+        bool,
+        typer.Option(
+            help="AWQ: round as GPTQ does after scaling; otherwise to nearest in clipped ranges, as published."
+        ),
+    ] = True,
     damping: Annotated[float, typer.Option(help="GPTQ: what is added to the Hessian, as a share of its mean.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of the choice of sequences.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
@@ -85,6 +91,7 @@ def quantize_command(
         layout=layout,
         damping=damping,
         activation_order=activation_order,
+        compensate=compensate,
     )
     data = None
     if calibration is not None and settings.needs_data:

@@ -32,6 +32,7 @@ class QuantizeConfig(BaseModel):
     samples: int = Field(default=128, ge=1)
     sequence_length: int = Field(default=512, ge=1)
     activation_order: bool = True
+    compensate: bool = True
     damping: float = 0.01
     seed: int = 0
 
@@ -71,6 +72,7 @@ class Quantize:
             layout=config.layout,
             damping=config.damping,
             activation_order=config.activation_order,
+            compensate=config.compensate,
         )
         data = None
         if config.calibration is not None and settings.needs_data:

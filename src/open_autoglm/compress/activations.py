@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -128,6 +128,30 @@ class LayerRunner:
         with target.written() as file:
             for first, last in self._states.batches:
                 self._forward(first, last).numpy().tofile(file)
+
+    @torch.no_grad()
+    def block(self, name: str) -> Callable[[], Tensor]:
+        """The layer's block of that name, to be run on its inputs in the first few thousand tokens, again and again."""
+        module = self._layer.get_submodule(name)
+        seen: list[Any] = []
+
+        def keep(module: nn.Module, inputs: Sequence[Any]) -> None:
+            del module
+            seen.extend(inputs)
+            raise _Enough
+
+        handle = module.register_forward_pre_hook(keep)
+        try:
+            with contextlib.suppress(_Enough):
+                self._forward(*self._states.batches[0])
+        finally:
+            handle.remove()
+
+        @torch.no_grad()
+        def run() -> Tensor:
+            return module(*seen)
+
+        return run
 
     def _forward(self, first: int, last: int) -> Tensor:
         hidden, lengths = self._states.read(first, last)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AWQ: scale input channels up before rounding, where activations are large, and down in the layer that feeds them.
+"""AWQ: scale input channels up before rounding, where activations are large, and down in what feeds them.
 
-The output error of a rounded matrix is read off the second moments of its inputs (x x^T), exactly, so no activations
-are kept. Source: Lin et al. 2023, "AWQ: activation-aware weight quantization".
+Source: Lin et al. 2023, "AWQ: activation-aware weight quantization".
 """
 
 from __future__ import annotations
@@ -16,11 +15,14 @@ from torch import Tensor
 
 from open_autoglm.compress.grids import RoundedMatrix, Rounding, fit_grid, round_to_grid
 
-_STEPS: Final = 20
+_STEPS: Final = 10
 _MOST_ROWS: Final = 2048
-"""Rows of a matrix by which channel scales are compared: a wide one need not be looked at whole."""
+"""Rows of a matrix by which channel scales are compared where rows do not depend on each other."""
 
 _LEAST_SCALE: Final = 1e-4
+
+OutputError = Callable[[Sequence[Tensor]], float]
+"""The squared error of outputs when matrices are replaced by others: float32[rows, channels] each."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +37,27 @@ class ChannelScales:
 
 def find_scales(
     matrices: Sequence[Tensor],
-    hessian: Tensor,
     magnitudes: Tensor,
     rounding: Rounding,
+    output_error: OutputError,
     *,
     tie: Callable[[Tensor], Tensor] | None = None,
 ) -> ChannelScales:
-    """The channel scales under which matrices with the same input lose least when rounded.
+    """The channel scales under which matrices with the same input cost the outputs least when rounded, or none.
 
-    matrices: float32[rows, channels] each. hessian: float32[channels, channels], the sum of x x^T. magnitudes:
-    float32[channels], the mean of |x|. tie: makes scales equal where one channel of the layer before feeds several.
+    matrices: float32[rows, channels] each. magnitudes: float32[channels], the mean of |x|. output_error: takes the
+    matrices as they are after rounding, with the scales divided out. tie: makes scales equal where one channel of the
+    layer before feeds several.
     """
     plain = replace(rounding, search=False)
-    sampled = [_sample(matrix) for matrix in matrices]
-    spread = torch.cat([_relative_weights(matrix, rounding) for matrix in sampled]).mean(dim=0)
-    base = _error(sampled, torch.ones_like(magnitudes), hessian, plain)
+
+    def error_with(scales: Tensor | None) -> float:
+        return output_error([_rounded(matrix, scales, plain) for matrix in matrices])
+
+    rows = sum(len(matrix) for matrix in matrices)
+    spread = torch.stack([_relative_weights(matrix, rounding).sum(dim=0) for matrix in matrices]).sum(dim=0) / rows
     best = ChannelScales(torch.ones_like(magnitudes), 0.0, 1.0)
+    base = error_with(None)
     if base == 0:
         return best
     for step in range(1, _STEPS + 1):
@@ -62,10 +69,28 @@ def find_scales(
             scales = _centred(scales)
             if tie is not None:
                 scales = tie(scales)
-            error = _error(sampled, scales, hessian, plain) / base
+            error = error_with(scales) / base
             if error < best.error:
                 best = ChannelScales(scales, power, error)
     return best
+
+
+def sample_rows(matrix: Tensor) -> Tensor:
+    """Some rows of a wide matrix, evenly."""
+    return matrix if len(matrix) <= _MOST_ROWS else matrix[:: -(-len(matrix) // _MOST_ROWS)]
+
+
+def error_by_moments(matrices: Sequence[Tensor], hessian: Tensor) -> OutputError:
+    """The error summed over all inputs, exactly, from their second moments. hessian: the sum of x x^T."""
+
+    def error(candidates: Sequence[Tensor]) -> float:
+        total = 0.0
+        for matrix, candidate in zip(matrices, candidates, strict=True):
+            difference = candidate - matrix
+            total += float(((difference @ hessian) * difference).sum())
+        return total
+
+    return error
 
 
 def round_by_awq(weight: Tensor, hessian: Tensor, rounding: Rounding) -> RoundedMatrix:
@@ -79,28 +104,20 @@ def round_by_awq(weight: Tensor, hessian: Tensor, rounding: Rounding) -> Rounded
     return round_to_grid(weight, fit_grid(weight, rounding, blocks), rounding)
 
 
+def _rounded(matrix: Tensor, scales: Tensor | None, rounding: Rounding) -> Tensor:
+    if scales is None:
+        return round_to_grid(matrix, fit_grid(matrix, rounding), rounding).values()
+    scaled = matrix * scales
+    return round_to_grid(scaled, fit_grid(scaled, rounding), rounding).values() / scales
+
+
 def _centred(scales: Tensor) -> Tensor:
     """About 1: the geometric mean of the least and the largest is."""
     scales = scales.clamp_min(_LEAST_SCALE)
     return scales / (scales.max() * scales.min()).sqrt()
 
 
-def _sample(matrix: Tensor) -> Tensor:
-    return matrix if len(matrix) <= _MOST_ROWS else matrix[:: -(-len(matrix) // _MOST_ROWS)]
-
-
 def _relative_weights(matrix: Tensor, rounding: Rounding) -> Tensor:
     """|weight| as a share of the largest of its group, float32[rows, columns]."""
     groups = matrix.abs().unflatten(1, (-1, rounding.group_of(matrix.shape[1])))
     return (groups / groups.amax(dim=2, keepdim=True).clamp_min(1e-12)).flatten(1)
-
-
-def _error(matrices: Sequence[Tensor], scales: Tensor, hessian: Tensor, rounding: Rounding) -> float:
-    """The squared error of the outputs, summed over the calibration's inputs."""
-    total = 0.0
-    for matrix in matrices:
-        scaled = matrix * scales
-        rounded = round_to_grid(scaled, fit_grid(scaled, rounding), rounding).values() / scales
-        error = rounded - matrix
-        total += float(((error @ hessian) * error).sum())
-    return total

@@ -4,18 +4,21 @@
 Before attention and feed-forward that is a norm's weight, before `o_proj` the rows of `v_proj`, before `down_proj` the
 rows of `up_proj`. The layer computes the same function afterwards, but for the rounding of norms to the type in which
 they are stored, which is taken into the scales.
+
+Scales are judged by the error of the output of the whole block, attention or feed-forward: for the block's first
+matrices by running it, for its last one by the moments of its inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from open_autoglm.compress.activations import InputMoments
-from open_autoglm.compress.awq import find_scales
+from open_autoglm.compress.activations import InputMoments, LayerRunner
+from open_autoglm.compress.awq import OutputError, error_by_moments, find_scales, sample_rows
 from open_autoglm.compress.grids import Rounding
 from open_autoglm.compress.layer_plan import FeedForwardPlan, LayerPlan, linear_of
 from open_autoglm.models.experts import Router
@@ -33,15 +36,22 @@ class AwqFolds:
     """
 
     def __init__(
-        self, layer: DecoderLayer, plan: LayerPlan, rounding: Rounding, dense_type: str, kept: frozenset[str]
+        self,
+        layer: DecoderLayer,
+        plan: LayerPlan,
+        runner: LayerRunner,
+        rounding: Rounding,
+        *,
+        dense_type: str,
+        kept: frozenset[str],
     ) -> None:
-        self._layer, self._plan, self._rounding, self._dense_type = layer, plan, rounding, dense_type
-        self._kept = kept
+        self._layer, self._plan, self._runner, self._rounding = layer, plan, runner, rounding
+        self._dense_type, self._kept = dense_type, kept
 
     def into_input_norm(self, moments: InputMoments) -> float:
         """Scale the inputs of query, key and value."""
         members = list(self._plan.attention.members)
-        return self._into_norm(self._layer.input_layernorm, members, members, moments)
+        return self._into_norm(self._layer.input_layernorm, "self_attn", members, members, moments)
 
     def into_feed_forward_norm(self, moments: InputMoments) -> float:
         """Scale the inputs of gate and up, of every expert, and of the router."""
@@ -53,7 +63,7 @@ class AwqFolds:
         scaled = members + [name for plan in routed for name in plan.first.members]
         if self._plan.router is not None:
             scaled.append(self._plan.router)
-        return self._into_norm(self._layer.post_attention_layernorm, compared, scaled, moments)
+        return self._into_norm(self._layer.post_attention_layernorm, "mlp", compared, scaled, moments)
 
     def into_values(self, moments: InputMoments) -> float:
         """Scale the inputs of the attention's output matrix; heads that share values share scales."""
@@ -66,7 +76,7 @@ class AwqFolds:
             by_head = scales.log().view(-1, shared, head_dim).mean(dim=1, keepdim=True)
             return by_head.exp().expand(-1, shared, -1).reshape(-1)
 
-        power, scales = self._scales([self._plan.output.leader], moments, tie)
+        power, scales = self._scales([self._plan.output.leader], moments, tie=tie)
         if scales is None:
             return 0.0
         by_row = scales.view(-1, shared, head_dim)[:, 0].reshape(-1)
@@ -91,8 +101,10 @@ class AwqFolds:
         _rescale(moments, scales)
         return power
 
-    def _into_norm(self, norm: RMSNorm, compared: list[str], scaled: list[str], moments: InputMoments) -> float:
-        power, scales = self._scales(compared, moments)
+    def _into_norm(
+        self, norm: RMSNorm, block: str, compared: list[str], scaled: list[str], moments: InputMoments
+    ) -> float:
+        power, scales = self._scales(compared, moments, block=block)
         if scales is None:
             return 0.0
         before = norm.weight.detach().clone()
@@ -111,13 +123,41 @@ class AwqFolds:
         return power
 
     def _scales(
-        self, names: list[str], moments: InputMoments, tie: Callable[[Tensor], Tensor] | None = None
+        self,
+        names: list[str],
+        moments: InputMoments,
+        *,
+        block: str | None = None,
+        tie: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[float, Tensor | None]:
-        matrices = [linear_of(self._layer, name).weight.detach() for name in names if name not in self._kept]
-        if not matrices or not moments.tokens:
+        """block: whose output is judged; the matrices' own if there is none."""
+        linears = [linear_of(self._layer, name) for name in names if name not in self._kept]
+        if not linears or not moments.tokens:
             return 0.0, None
-        found = find_scales(matrices, moments.hessian, moments.magnitudes / moments.tokens, self._rounding, tie=tie)
+        matrices = [linear.weight.detach() for linear in linears]
+        if block is None:
+            matrices = [sample_rows(matrix) for matrix in matrices]
+            error = error_by_moments(matrices, moments.hessian)
+        else:
+            error = self._block_error(block, linears)
+        found = find_scales(matrices, moments.magnitudes / moments.tokens, self._rounding, error, tie=tie)
         return found.power, found.scales if found.power else None
+
+    def _block_error(self, block: str, linears: list[nn.Linear]) -> OutputError:
+        run = self._runner.block(block)
+        exact = run()
+
+        def error(candidates: Sequence[Tensor]) -> float:
+            before = [linear.weight.data for linear in linears]
+            try:
+                for linear, candidate in zip(linears, candidates, strict=True):
+                    linear.weight.data = candidate
+                return float((run() - exact).square().sum())
+            finally:
+                for linear, weight in zip(linears, before, strict=True):
+                    linear.weight.data = weight
+
+        return error
 
 
 def _divide_rows(linear: nn.Linear, scales: Tensor, rows: slice) -> None:

@@ -17,8 +17,8 @@ ScaleType = Literal["float32", "float16", "bfloat16"]
 SHARES: Final = tuple(1 - 0.025 * step for step in range(25))
 """How much of a group's range the grid may span: less of it makes steps finer and cuts off the largest weights."""
 
-_CELLS: Final = 1 << 22
-"""Weights looked at together in a search, which bounds its memory."""
+_CELLS: Final = 1 << 18
+"""Weights looked at together in a search: what they take stays in a processor's cache."""
 
 _LEAST_SCALE: Final = {"float32": 1e-12, "float16": 6e-8, "bfloat16": 1e-12}
 

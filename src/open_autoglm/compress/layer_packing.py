@@ -121,6 +121,7 @@ def pack_layers(
             plan.settings.method,
             gptq=plan.settings.gptq,
             dense_type=plan.dense_type,
+            compensate=plan.settings.compensate,
             kept=kept,
             plugin=plugin,
             on_progress=on_progress,

@@ -66,8 +66,8 @@ class LayerRounder:
     """Rounds the matrices of one layer.
 
     kept: names within the layer of matrices that stay in floating point. dense_type: in which norms and biases will be
-    stored, so that AWQ's scales fit what is read back. plugin: rounds in place of ours. on_progress: called as matrices
-    are done.
+    stored, so that AWQ's scales fit what is read back. compensate: whether AWQ rounds as GPTQ does. plugin: rounds in
+    place of ours. on_progress: called as matrices are done.
     """
 
     def __init__(
@@ -78,12 +78,14 @@ class LayerRounder:
         *,
         gptq: GptqSettings,
         dense_type: str,
+        compensate: bool = True,
         kept: frozenset[str] = frozenset(),
         plugin: PluginRounding | None = None,
         on_progress: Callable[[], None] | None = None,
     ) -> None:
         self._layer, self._rounding, self._method = layer, rounding, method
         self._gptq, self._dense_type, self._kept = gptq, dense_type, kept
+        self._compensate = compensate
         self._plugin, self._on_progress = plugin, on_progress
         self._plan = plan_layer(layer)
         self._done = RoundedLayer()
@@ -116,7 +118,7 @@ class LayerRounder:
         return self._done
 
     def _round_stage(self, runner: LayerRunner, stage: tuple[InputGroup, ...]) -> None:
-        """GPTQ over groups that do not feed each other; those with too few tokens share the moments of all."""
+        """GPTQ or AWQ over groups that do not feed each other; those with too few tokens share the moments of all."""
         together = InputMoments.zero(self._inputs(stage[0]), whole=False)
         poor: list[tuple[InputGroup, int]] = []
         for group, moments in self._moments(runner, stage):
@@ -127,7 +129,7 @@ class LayerRounder:
                 poor.append((group, moments.tokens))
                 continue
             for name in group.members:
-                self._round_by_gptq(name, moments)
+                self._round_by_moments(name, moments)
         for group, tokens in poor:
             for name in group.members:
                 self._round_to_nearest(name, together, tokens)
@@ -138,36 +140,25 @@ class LayerRounder:
         shared = (plan.attention, plan.output, plan.block.first, plan.block.second)
         moments = {group.leader: InputMoments.zero(self._inputs(group)) for group in shared}
         runner.watch(moments, plan.block.second.leader)
-        folds = AwqFolds(self._layer, plan, self._rounding, self._dense_type, self._kept)
+        folds = AwqFolds(self._layer, plan, runner, self._rounding, dense_type=self._dense_type, kept=self._kept)
         for group, fold in (
             (plan.attention, folds.into_input_norm),
             (plan.output, folds.into_values),
             (plan.block.first, folds.into_feed_forward_norm),
             (plan.block.second, folds.into_up),
         ):
-            power = fold(moments[group.leader])
+            power = fold(moments.pop(group.leader))
             self._powers |= dict.fromkeys(group.members, power)
-        seconds = tuple(block.second for block in plan.routed)
-        if seconds:
-            together = InputMoments.zero(self._inputs(seconds[0]), whole=False)
-            poor: list[tuple[InputGroup, int]] = []
-            blocks = {block.second.leader: block for block in plan.routed}
-            for group, found in self._moments(runner, seconds):
-                together.hessian += found.diagonal
-                together.tokens += found.tokens
-                if self._is_poor(group, found):
-                    poor.append((group, found.tokens))
-                    continue
-                power = folds.into_up_of(blocks[group.leader], found)
-                self._powers |= dict.fromkeys(group.members, power)
-                self._round_by_awq(group.members[0], found)
-            for group, tokens in poor:
-                self._round_to_nearest(group.members[0], together, tokens)
-        # Experts' inputs are the block's own input: the moments of all tokens stand for those of each expert's.
-        for group in (*shared, *(block.first for block in plan.routed)):
-            leader = plan.block.first.leader if group.expert is not None else group.leader
-            for name in group.members:
-                self._round_by_awq(name, moments[leader])
+        for block in plan.routed:
+            self._powers |= dict.fromkeys(block.first.members, self._powers[plan.block.first.leader])
+        blocks = {block.second.leader: block for block in plan.routed}
+        if blocks:
+            for group, found in self._moments(runner, tuple(block.second for block in plan.routed)):
+                if not self._is_poor(group, found):
+                    power = folds.into_up_of(blocks[group.leader], found)
+                    self._powers |= dict.fromkeys(group.members, power)
+        for stage in plan.stages():
+            self._round_stage(runner, stage)
 
     def _moments(self, runner: LayerRunner, stage: tuple[InputGroup, ...]) -> Iterator[tuple[InputGroup, InputMoments]]:
         """The moments of each group's inputs, in as many passes over the data as memory asks for."""
@@ -210,23 +201,21 @@ class LayerRounder:
         rounded = plugin.round(linear_of(self._layer, name).weight.detach(), self._rounding)
         self._finish(name, rounded, None, MatrixReport(name, self._method, 0, 0.0))
 
-    def _round_by_gptq(self, name: str, moments: InputMoments) -> None:
+    def _round_by_moments(self, name: str, moments: InputMoments) -> None:
         if name in self._kept:
             self._keep(name)
             return
         weight = linear_of(self._layer, name).weight.detach()
-        rounded, damping = round_by_gptq(weight, moments.hessian, self._rounding, self._gptq)
-        note = "" if damping == self._gptq.damping else f"damping raised to {damping:g}"
-        self._finish(name, rounded, moments, MatrixReport(name, "gptq", moments.tokens, 0.0, note=note))
-
-    def _round_by_awq(self, name: str, moments: InputMoments) -> None:
-        if name in self._kept:
-            self._keep(name)
-            return
-        weight = linear_of(self._layer, name).weight.detach()
-        rounded = round_by_awq(weight, moments.hessian, self._rounding)
-        report = MatrixReport(name, "awq", moments.tokens, 0.0, power=self._powers.get(name))
-        self._finish(name, rounded, moments, report)
+        note = ""
+        if self._method == "awq" and not self._compensate:
+            rounded = round_by_awq(weight, moments.hessian, self._rounding)
+        else:
+            rounded, damping = round_by_gptq(weight, moments.hessian, self._rounding, self._gptq)
+            note = "" if damping == self._gptq.damping else f"damping raised to {damping:g}"
+        power = self._powers.get(name)
+        self._finish(
+            name, rounded, moments, MatrixReport(name, self._method, moments.tokens, 0.0, power=power, note=note)
+        )
 
     def _keep(self, name: str) -> None:
         note = "its shape does not fit the format: kept in floating point"

@@ -29,7 +29,8 @@ class QuantizationSettings:
     method: how codes are found, ours or a plugin's name. bits: 4 or 8. group_size: inputs that share a scale, -1 for
     the whole row. symmetric: no zero points. layout: the format written. search: look for the range of least error;
     otherwise each grid spans the whole range of its group. damping, activation_order: GPTQ's, as `GptqSettings` says.
-    plugin: the digest of the plugin's content, filled in.
+    compensate: AWQ's scaled weights are rounded as GPTQ's are, each error made up for by the columns to come; otherwise
+    to the nearest code of clipped ranges, as AWQ was published. plugin: the digest of the plugin's content, filled in.
     Raises ConfigurationError for what does not go together.
     """
 
@@ -41,6 +42,7 @@ class QuantizationSettings:
     search: bool = True
     damping: float = 0.01
     activation_order: bool = True
+    compensate: bool = True
     plugin: str | None = None
 
     def __post_init__(self) -> None:
@@ -88,6 +90,7 @@ def quantization_settings(
     layout: Method | None = None,
     damping: float = 0.01,
     activation_order: bool = True,
+    compensate: bool = True,
 ) -> QuantizationSettings:
     """Settings of which those that are None follow from the others, as is usual for the method and the bits.
 
@@ -102,4 +105,5 @@ def quantization_settings(
         layout=chosen,
         damping=damping,
         activation_order=activation_order,
+        compensate=compensate,
     )
