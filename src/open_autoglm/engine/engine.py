@@ -114,6 +114,11 @@ class Engine:
         return min(self._backend.max_positions, self._pool.num_blocks * self._pool.block_size)
 
     @property
+    def max_sequences(self) -> int:
+        """How many sequences one step computes at most."""
+        return self._max_sequences
+
+    @property
     def has_unfinished(self) -> bool:
         """Whether any request is in work."""
         return bool(self._answers or self._measurements)

@@ -21,6 +21,8 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import Final, NoReturn
 
 from open_autoglm.engine.engine_thread import EngineThread, News
@@ -31,6 +33,7 @@ from open_autoglm.engine.prepared_order import PreparedQuestion
 from open_autoglm.engine.request import Completion, Delta
 from open_autoglm.engine.sending import OpenAnswer, Pacer
 from open_autoglm.engine.stats import PROBE_SECONDS
+from open_autoglm.engine.waiting_line import WaitingLine
 from open_autoglm.engine.wire import (
     Ask,
     Beat,
@@ -53,6 +56,9 @@ from open_autoglm.engine.wire import (
 from open_autoglm.errors import ConfigurationError, EngineError, OpenAutoGLMError
 
 BEAT_SECONDS: Final = 0.25
+_AHEAD: Final = 2
+"""How many times the answers of one step are prepared or in work; what comes beyond waits as it came."""
+
 _FIRST_STEP_SECONDS: Final = 2.0
 _READ_BYTES: Final = 256 * 1024
 _FAULT_EXIT: Final = 70
@@ -97,7 +103,9 @@ class Worker:
         self._outbox = outbox
         self._desk = OrderDesk(llm)
         self._thread = EngineThread(llm.engine, max_queued=max_queued, probe_seconds=PROBE_SECONDS)
-        self._preparing = ThreadPoolExecutor(PREPARING, "open-autoglm-desk")
+        self._preparing = ThreadPoolExecutor(1, "open-autoglm-questions")
+        most = _AHEAD * llm.engine.max_sequences
+        self._line = WaitingLine(lambda: self._thread.num_open < most, PREPARING, "open-autoglm-desk")
         self._orders: dict[int, OpenAnswer | _Question] = {}
         self._pacer = Pacer()
         self._lock = threading.Lock()
@@ -113,7 +121,7 @@ class Worker:
         match message:
             case Ask():
                 order = self._orders[message.number] = OpenAnswer(message.number, whole=message.whole)
-                self._preparing.submit(self._prepare, order, message)
+                self._line.add(partial(self._prepare, order, message), message.order.priority)
             case Leave():
                 with self._lock:
                     order = self._orders.pop(message.number, None)
@@ -181,6 +189,7 @@ class Worker:
             except Exception:  # noqa: BLE001 - an answer that we cannot read ends alone
                 self._fail(order, _internal_error())
         self._send(self._pacer.choose(answers, len(self._orders)))
+        self._line.wake()
 
     def _send(self, answers: Sequence[OpenAnswer]) -> None:
         parts: list[Part] = []
@@ -231,7 +240,9 @@ class Worker:
                 print("the engine's thread has ended; the process ends with it", file=sys.stderr, flush=True)  # noqa: T201
                 os._exit(_FAULT_EXIT)
             since = self._thread.seconds_since_step
-            beat = Beat(self._thread.stats, self._thread.step_seconds, since, self._thread.num_open)
+            stats, waiting = self._thread.stats, len(self._line)
+            stats = replace(stats, num_waiting=stats.num_waiting + waiting)
+            beat = Beat(stats, self._thread.step_seconds, since, self._thread.num_open + waiting)
             self._outbox.send(beat)
             time.sleep(BEAT_SECONDS)
 
