@@ -2,9 +2,9 @@
 """The engine in a process of its own: `python -m open_autoglm.engine.worker SOCKET PARENT`.
 
 A server starts it with one end of a socket pair and says in the first message which model to load; `wire.py` has what
-follows. Four kinds of threads share the work: this one reads orders; a few prepare them when there is room; the engine's own steps, and
-writes all that a step brought in one message; one says several times a second that the process lives and where the
-engine stands. The process ends when the socket does, so it never outlives its server.
+follows. Four kinds of threads share the work: this one reads orders; a few prepare them when there is room; the
+engine's own steps, and writes all that a step brought in one message; one says several times a second that the process
+lives and where the engine stands. The process ends when the socket does, so it never outlives its server.
 """
 
 from __future__ import annotations
