@@ -51,30 +51,32 @@ _QUIET = 0.5
 
 
 def main() -> None:
-    """Run all cases, print a table, write the results."""
+    """Run all cases, write the results after each, print a table."""
     arguments = parse()
     if arguments.case:
         print(json.dumps(run_case(*arguments.case, arguments)))
         return
-    machine = describe_machine()
+    machine, result = describe_machine(), dict[str, Any]()
     cases = [(shape, weights) for shape, weights in CASES if arguments.only is None or weights in arguments.only]
     with tempfile.TemporaryDirectory() as temporary:
         models = arguments.model_folder or Path(temporary)
         for shape in dict(cases):
             ensure_checkpoint(shape, models)
-        records = [_in_a_process(shape, weights, models, arguments) for shape, weights in cases]
-    worst = max(abs(error) for record in records for error in record["errors"].values())
-    result = {
-        "command": command_line(),
-        "aim": AIM,
-        "worst_error": round(worst, 3),
-        "note": "errors are estimate / measurement - 1; the best of the repetitions counts, as for the limits",
-        "quiet": machine["load_average_before"] < _QUIET,
-        "machine": machine,
-        "cases": records,
-    }
-    out = arguments.out or RESULTS / "plan.json"
-    write_json(out, result)
+        records: list[dict[str, Any]] = []
+        out = arguments.out or RESULTS / "plan.json"
+        for shape, weights in cases:
+            records.append(_in_a_process(shape, weights, models, arguments))
+            worst = max(abs(error) for record in records for error in record["errors"].values())
+            result = {
+                "command": command_line(),
+                "aim": AIM,
+                "worst_error": round(worst, 3),
+                "note": "errors are estimate / measurement - 1; the best of the repetitions counts, as for the limits",
+                "quiet": machine["load_average_before"] < _QUIET,
+                "machine": machine,
+                "cases": records,
+            }
+            write_json(out, result)
     errors = {name: [100 * record["errors"][name] for record in records] for name in records[0]["errors"]}
     names = [f"{record['shape']}\n{record['weights']}" for record in records]
     title = f"Estimates of `open-autoglm plan` beside measurements, load {machine['load_average_before']}"
