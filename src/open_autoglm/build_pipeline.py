@@ -46,7 +46,7 @@ _LIMIT_FACTOR: Final = 3.0
 _LIMIT_EXTRA_SECONDS: Final = 1800.0
 _LATER_SETTINGS: Final = (
     *("mask_pii", "remove_near_duplicates", "metric", "space", "hardware_constraint", "executor", "parallel_trials"),
-    *("adapter", "license", "target_profile", "sampler"),
+    *("adapter", "license", "target_profile", "sampler", "tokenizer"),
 )
 """Settings that are written down only where they are given, so that a run of an older version goes on."""
 
@@ -84,7 +84,7 @@ class BuildSettings:
     model must keep to. executor, parallel_trials: where trials run, and how many at a time; chosen if None.
     adapter: fine-tune by an adapter on the frozen `base`. tolerance: what smaller
     weights may cost. license: of the model, an SPDX expression. target_profile: of a target that a file describes, as
-    `Target.to_dict` has it. sampler: a plugin that proposes trials.
+    `Target.to_dict` has it. sampler: a plugin that proposes trials. tokenizer: a plugin that makes it.
     """
 
     train: Path
@@ -111,6 +111,7 @@ class BuildSettings:
     license: str | None = None
     target_profile: dict[str, Any] = field(default_factory=dict)
     sampler: str | None = None
+    tokenizer: str | None = None
 
     def to_payload(self) -> dict[str, Any]:
         """JSON-ready, as the first step reads it; paths are absolute, and files named with their SHA-256."""
@@ -158,6 +159,7 @@ def build(
     tolerance: str | float = DEFAULT_TOLERANCE,
     license: str | None = None,  # noqa: A002 - the field's own word
     sampler: str | None = None,
+    tokenizer: str | None = None,
 ) -> BuildResult:
     """Build a small GLM from a file of data.
 
@@ -167,7 +169,8 @@ def build(
     near-duplicates out of the training split. metric: the name of a metric, registered or ours, `FILE.yaml` of rules or
     `FILE.py:FUNCTION`. space: a YAML file that changes what is searched. hardware_constraint: `latency_ms`,
     `tokens_per_s`, `memory_mb`, `size_mb`, see `targets.HardwareConstraint`. executor: `inline`, `process` or `ray`.
-    parallel_trials: at a time. sampler: a plugin that proposes what is tried, in place of TPE. target: the device that
+    parallel_trials: at a time. sampler: a plugin that proposes what is tried, in place of TPE. tokenizer: a plugin that
+    makes the tokenizer from the training split, in place of ours. target: the device that
     the model is for, one of `targets.KNOWN_TARGETS` or a YAML file; training runs here in any case, and with another
     target than `cpu` constraints are checked by estimates for it.
     adapter: `lora` or `qlora` to fine-tune the frozen `base` by an adapter, which is merged in the bundle and kept in
@@ -202,6 +205,7 @@ def build(
         tolerance=tolerance,
         license=license,
         sampler=sampler,
+        tokenizer=tokenizer,
     )
     payload = settings.to_payload()
     lock = FolderLock(settings.out)
@@ -279,6 +283,7 @@ def check_settings(
     tolerance: str | float = DEFAULT_TOLERANCE,
     license: str | None = None,  # noqa: A002 - the field's own word
     sampler: str | None = None,
+    tokenizer: str | None = None,
 ) -> BuildSettings:
     """Everything that can be found wrong before any work. Raises ConfigurationError, DataError or BudgetError."""
     train, found_valid, found_test = find_splits(Path(data))
@@ -306,6 +311,12 @@ def check_settings(
         raise ConfigurationError(f"unknown executor '{executor}'{did_you_mean(executor, EXECUTORS)}")
     if sampler is not None:
         PluginRegistry().make("sampler", sampler)
+    if tokenizer is not None:
+        if base is not None:
+            raise ConfigurationError(
+                "--tokenizer makes a vocabulary, and --base has one already; leave out one of them"
+            )
+        PluginRegistry().make("tokenizer", tokenizer)
     constraint = HardwareConstraint.of(hardware_constraint or {})
     if constraint and base is not None:
         raise ConfigurationError(
@@ -338,6 +349,7 @@ def check_settings(
         tolerance=parse_tolerance(tolerance),
         license=license,
         sampler=sampler,
+        tokenizer=tokenizer,
     )
 
 

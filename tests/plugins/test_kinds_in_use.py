@@ -12,8 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from open_autoglm.build_pipeline import check_settings
+from open_autoglm.chat.messages import Message, Role
+from open_autoglm.chat.template import CONTROL_TOKENS
 from open_autoglm.cli import create_app
+from open_autoglm.data import Example, encode_examples
 from open_autoglm.data.files import find_files
+from open_autoglm.data.plugin_tokenizer import train_plugin_tokenizer
 from open_autoglm.data.readers import read_rows
 from open_autoglm.engine import LLM
 from open_autoglm.engine.loading import open_model
@@ -21,10 +25,12 @@ from open_autoglm.errors import ConfigurationError, DataError, OpenAutoGLMError,
 from open_autoglm.metrics import ChosenMetric, choose_metric
 from open_autoglm.pipeline.catalog import default_catalog
 from open_autoglm.pipeline.yaml_file import read_pipeline
+from open_autoglm.plugins.made_tokenizer import read_made_tokenizer
 from open_autoglm.plugins.registry import PluginRegistry
 from open_autoglm.search.executors import InlineExecutor
 from open_autoglm.search.plan import plan_by_steps
 from open_autoglm.search.tuner import Tuner
+from open_autoglm.task import Task, TaskKind
 from tests.compress.samples import dequantized, load_tensors
 from tests.engine.tiny_bundle import CLASSIFICATION, make_bundle
 from tests.search.trial_benches import Quiet, TinyBench, small_space
@@ -133,6 +139,41 @@ def test_a_sampler_proposes_the_trials(tmp_path: Path) -> None:
             "rows.jsonl", out=None, valid=None, test=None, task=None, columns=None, base=None, target="cpu",
             budget=60, trials=None, steps=None, seed=0, sampler="disc",
         )  # fmt: skip
+
+
+def test_a_tokenizer_is_the_models(tmp_path: Path) -> None:
+    switch_on("tokenizer", "digits")
+    train = [example("play 1975 by abba in 2024 naïve", "music"), example("book 12 seats at 18:45", "table")] * 20
+    tokenizer = train_plugin_tokenizer("digits", train)
+    tokens = tokenizer.encode("1975").tokens
+    assert tokens == ["1", "9", "7", "5"]
+    assert all(tokenizer.token_to_id(token) is not None for token in CONTROL_TOKENS)
+    encoded = encode_examples(train, tokenizer, Task(TaskKind.CLASSIFICATION, labels=("music", "table")), max_length=99)
+    first = encoded.token_ids[encoded.offsets[0] : encoded.offsets[1]].tolist()
+    assert tokenizer.decode(first, skip_special_tokens=False).count("1975 by abba in 2024 naïve") == 1
+    made = PluginRegistry().make("tokenizer", "digits").train(["abc"] * 9, 300)
+    lossy = json.loads(made)
+    lossy["normalizer"] = {"type": "Lowercase"}
+    with pytest.raises(ConfigurationError, match="back for 'ABC'"):
+        read_made_tokenizer(json.dumps(lossy), 300, ["ABC"])
+    with pytest.raises(ConfigurationError, match="where at most 100 were asked for"):
+        read_made_tokenizer(made, 100, [])
+    Path("rows.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    given: dict[str, Any] = {
+        "out": None, "valid": None, "test": None, "task": None, "columns": None, "base": None, "target": "cpu",
+        "budget": 60, "trials": None, "steps": None, "seed": 0,
+    }  # fmt: skip
+    assert check_settings("rows.jsonl", **given, tokenizer="digits").to_payload()["tokenizer"] == "digits"
+    with pytest.raises(
+        ConfigurationError, match="no tokenizer 'digit' that is enabled and works; did you mean 'digits'"
+    ):
+        check_settings("rows.jsonl", **given, tokenizer="digit")
+    with pytest.raises(ConfigurationError, match="leave out one of them"):
+        check_settings("rows.jsonl", **{**given, "base": str(tmp_path)}, tokenizer="digits")
+
+
+def example(text: str, answer: str) -> Example:
+    return Example((Message(Role.USER, text), Message(Role.ASSISTANT, answer)))
 
 
 def test_a_backend_computes(tmp_path: Path) -> None:

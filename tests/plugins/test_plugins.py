@@ -164,6 +164,8 @@ def test_what_hangs_is_stopped_with_its_children() -> None:
             "class Plugin:\n    higher_is_better = False\n    def score(self, a, b): return float(a == b)\n",
             "higher_is_better contradicts",
         ),
+        ("tokenizer", "class Plugin:\n    def train(self, a, b): return '{}'\n", "no tokenizer.json"),
+        ("tokenizer", "class Plugin:\n    def train(self, a, b): return b''\n", "gave a bytes"),
         ("sampler", "class Plugin:\n    def propose(self, a, b, c): return {'x': 1}\n", "values for ['x']"),
     ],
 )

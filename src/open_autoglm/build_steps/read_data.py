@@ -12,6 +12,7 @@ from open_autoglm.build_steps.workspace import optional_path, say, since_process
 from open_autoglm.bundle.huggingface import read_tokenizer
 from open_autoglm.chat.template import CONTROL_TOKENS
 from open_autoglm.data import encode_examples, prepare, train_tokenizer, write_reports
+from open_autoglm.data.plugin_tokenizer import train_plugin_tokenizer
 from open_autoglm.errors import CheckpointError
 from open_autoglm.evaluate import answer_room
 from open_autoglm.models.checkpoint import load_config
@@ -38,7 +39,12 @@ def read_data(packet: Packet, context: StageContext) -> Packet:
         scratch=folder,
     )
     base = optional_path(settings["base"])
-    tokenizer = read_tokenizer(base) if base is not None else train_tokenizer(prepared.train, prepared.task)
+    if base is not None:
+        tokenizer = read_tokenizer(base)
+    elif (plugin := settings.get("tokenizer")) is not None:
+        tokenizer = train_plugin_tokenizer(plugin, prepared.train)
+    else:
+        tokenizer = train_tokenizer(prepared.train, prepared.task)
     if base is not None and (missing := [token for token in CONTROL_TOKENS if tokenizer.token_to_id(token) is None]):
         raise CheckpointError(f"{base}: its tokenizer has no token '{missing[0]}', which GLM's chat format needs")
     longest = _MAX_LENGTH if base is None else min(_MAX_LENGTH, load_config(base).max_position_embeddings)

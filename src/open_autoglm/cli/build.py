@@ -109,6 +109,7 @@ def build_command(
         int | None, typer.Option(help="How many trials run at a time; what is fastest here if not given.")
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="A plugin that proposes trials, in place of TPE.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="A plugin that makes the tokenizer, in place of ours.")] = None,
     license_: Annotated[str | None, typer.Option("--license", help="Of the model, as SPDX names it.")] = None,
     print_pipeline: Annotated[
         bool,
@@ -162,6 +163,7 @@ def build_command(
             "tolerance": tolerance,
             "license": license_,
             "sampler": sampler,
+            "tokenizer": tokenizer,
         }
         if print_pipeline:
             print(as_file(check_settings(given, **asked)), end="")  # noqa: T201

@@ -83,7 +83,7 @@ def new_command(
     kind: Annotated[
         str,
         typer.Argument(
-            help="What it is: reader, source, cleaner, stage, sink, queue, metric, sampler, backend or quantizer."
+            help="reader, source, cleaner, stage, sink, queue, metric, sampler, tokenizer, backend or quantizer."
         ),
     ],
     name: Annotated[str, typer.Argument(help="Its name: small letters, digits and '_'.")],

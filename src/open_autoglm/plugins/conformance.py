@@ -105,6 +105,16 @@ def _check_sampler(plugin: Any) -> list[str]:
     return ["keeps to the bounds", "the same arguments propose the same"]
 
 
+def _check_tokenizer(plugin: Any) -> list[str]:
+    from open_autoglm.plugins.made_tokenizer import read_made_tokenizer
+
+    texts = ["play the song yesterday", "book a table for two", "播放周杰伦的歌", "play it again"] * 5
+    made = plugin.train(list(texts), 600)
+    read_made_tokenizer(made, 600, texts)
+    _expect(plugin.train(list(texts), 600) == made, "the same texts make another tokenizer")
+    return ["keeps to the size", "gives every text back", "the same texts make the same tokenizer"]
+
+
 def _check_metric(plugin: Any) -> list[str]:
     right, wrong = plugin.score(["a b", "c"], ["a b", "c"]), plugin.score(["x", "y"], ["a b", "c"])
     for score in (right, wrong):
@@ -155,6 +165,7 @@ _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "cleaner": _check_cleaner,
     "reader": _check_reader,
     "sampler": _check_sampler,
+    "tokenizer": _check_tokenizer,
     "metric": _check_metric,
     "quantizer": _check_quantizer,
     "source": _check_source,

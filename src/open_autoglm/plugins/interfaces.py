@@ -52,6 +52,18 @@ class Cleaner(Protocol):
         ...
 
 
+class TokenizerPlugin(Protocol):
+    """Makes the tokenizer of a model that is built; `build --tokenizer NAME` takes it."""
+
+    def train(self, texts: Sequence[str], vocab_size: int) -> str:
+        """A `tokenizer.json`, as the library `tokenizers` writes it, made for the texts of the training split.
+
+        vocab_size: its tokens, at most. It gives every text back as it was. The control tokens of GLM's chat format
+        are added to it.
+        """
+        ...
+
+
 class BackendPlugin(Protocol):
     """Computes a model; `--backend NAME` takes it."""
 
@@ -160,6 +172,7 @@ KINDS: Final[dict[str, type]] = {
     "reader": Reader,
     "source": Source,
     "cleaner": Cleaner,
+    "tokenizer": TokenizerPlugin,
     "backend": BackendPlugin,
     "quantizer": Quantizer,
     "sampler": SamplerPlugin,

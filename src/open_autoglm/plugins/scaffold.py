@@ -122,6 +122,35 @@ def test_it_comes_back_near():
     assert np.abs(back - weights).max() < 0.01
 """,
     ),
+    "tokenizer": (
+        '''
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+
+class CLASS:
+    """Byte-level BPE in which digits stand alone."""
+
+    def train(self, texts, vocab_size):
+        """The text of a tokenizer.json with at most so many tokens."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+        tokenizer.train_from_iterator(texts, trainer)
+        return tokenizer.to_str()
+''',
+        """
+def test_texts_come_back():
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(CLASS().train(["play 1975 by abba"] * 9, 300))
+    encoded = tokenizer.encode("play 1975")
+    assert tokenizer.decode(encoded.ids) == "play 1975" and encoded.tokens[-1] == "5"
+""",
+    ),
     "sampler": (
         '''
 import math
