@@ -83,7 +83,7 @@ def test_serve_answers_drains_on_sigterm_and_ends_cleanly(extraction_bundle: Pat
     assert whole == [200] * 3
     streams = [answer.text for answer in answers if "event-stream" in answer.headers["content-type"]]
     assert len(streams) == 3
-    assert all(text.endswith("data: [DONE]\n\n") and '"finish_reason": "length"' in text for text in streams)
+    assert all(text.endswith("data: [DONE]\n\n") and '"finish_reason":"length"' in text for text in streams)
 
 
 def test_app_py_serves_a_model_by_name_with_int4(extraction_bundle: Path, tmp_path: Path) -> None:
