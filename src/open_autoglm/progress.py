@@ -41,6 +41,12 @@ class ProgressBar:
             )
             self._task = self._bar.add_task(title, total=self._total, note="")
 
+    def expect(self, total: float) -> None:
+        """It will be so many units in all, as is now known better."""
+        self._total = max(total, 1e-9)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=self._total)
+
     def update(self, done: float, note: str = "") -> None:
         """Show that `done` of the total units are done. note: a few words, such as the loss."""
         if self._bar is not None and self._task is not None:

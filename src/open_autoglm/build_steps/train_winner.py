@@ -155,3 +155,4 @@ def _run_to_the_end(
             if seconds is not None and done and spent > 0:
                 left = max(0.0, seconds - spent)
                 total = trainer.progress.step + round(left * done / spent)
+                bar.expect(total - start)

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress where there is no terminal: lines now and then, with the share that is done."""
+
+import pytest
+
+from open_autoglm import progress
+from open_autoglm.progress import ProgressBar
+
+
+def test_the_share_follows_what_is_expected(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    with ProgressBar("train", 10) as bar:
+        bar.update(5, "step 5")
+        bar.expect(20)
+        bar.update(5, "step 5")
+        bar.update(30)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("%")[0].split()[-1] for line in lines] == ["50", "25", "100"]
+    assert lines[0].startswith("train:")
+    assert "step 5, about" in lines[0]
