@@ -128,6 +128,10 @@ def _commit() -> str | None:
 
 def proportional_bytes(pid: int) -> int:
     """Bytes that a process and those it started take, pages that several share counted once in all."""
-    own = Path(f"/proc/{pid}/smaps_rollup").read_text().partition("\nPss:")[2].split()[0]
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(own) * 1024 + sum(proportional_bytes(int(child)) for child in children)
+    return own_bytes(pid) + sum(proportional_bytes(int(child)) for child in children)
+
+
+def own_bytes(pid: int) -> int:
+    """Bytes that a process takes itself, what it shares with others by its part."""
+    return int(Path(f"/proc/{pid}/smaps_rollup").read_text().partition("\nPss:")[2].split()[0]) * 1024

@@ -33,6 +33,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from served_models import becomes_idle
+
 _CLIENTS = 16
 
 
@@ -222,14 +224,7 @@ def _status(port: int, path: str) -> int:
 def _until_idle(port: int) -> bool:
     """Whether the engine holds nothing any more, within ten seconds."""
     time.sleep(0.6)  # what the server knows of its engine is new by then
-    for _ in range(200):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60) as response:
-            health = json.load(response)
-        blocks = health["kv_blocks"]
-        if not health["running"] and not health["waiting"] and blocks["free"] == blocks["total"] > 0:
-            return True
-        time.sleep(0.05)
-    return False
+    return becomes_idle(port, looks=200)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from machine import proportional_bytes
+from machine import own_bytes, proportional_bytes
 from random_checkpoint import ensure_checkpoint
 from shapes import SHAPES
 
@@ -54,7 +54,7 @@ class Server:
 
     def memory(self) -> dict[str, float]:
         """Megabytes of each process: its own pages, and its share of those that it shares."""
-        found = {name: _proportional(pid) / 1e6 for name, pid in self.pids.items()}
+        found = {name: own_bytes(pid) / 1e6 for name, pid in self.pids.items()}
         return {name: round(value, 1) for name, value in found.items()} | {
             "together": round(proportional_bytes(self.process.pid) / 1e6, 1)
         }
@@ -62,14 +62,20 @@ class Server:
     def wait_until_idle(self) -> bool:
         """Whether it lets all go that was not answered, within a while. Of llama.cpp's server nothing is known."""
         with contextlib.suppress(urllib.error.URLError, KeyError, ValueError, TimeoutError):
-            for _ in range(600):
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=60) as response:
-                    health = json.load(response)
-                blocks = health["kv_blocks"]
-                if not health["running"] and not health["waiting"] and blocks["free"] == blocks["total"] > 0:
-                    return True
-                time.sleep(0.05)
+            return becomes_idle(self.port, looks=600)
         return False
+
+
+def becomes_idle(port: int, *, looks: int) -> bool:
+    """Whether a server of ours lets all go that it holds, within so many looks of 50 milliseconds."""
+    for _ in range(looks):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60) as response:
+            health = json.load(response)
+        blocks = health["kv_blocks"]
+        if not health["running"] and not health["waiting"] and blocks["free"] == blocks["total"] > 0:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 @contextlib.contextmanager
@@ -179,8 +185,3 @@ def _answers(port: int, path: str, body: str) -> bool:
 def _processor_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICK
-
-
-def _proportional(pid: int) -> int:
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(text.partition("\nPss:")[2].split()[0]) * 1024

@@ -17,7 +17,7 @@ from open_autoglm.chat.template import encode_text, stop_token_ids
 from open_autoglm.data.example import Example
 from open_autoglm.data.schema import infer_answer_schema
 from open_autoglm.engine.guides import GuideCompiler
-from open_autoglm.engine.task_grammar import compile_task_guide
+from open_autoglm.engine.task_grammar import TaskGrammar
 from open_autoglm.task import Task, TaskKind
 from tests.engine.test_task_grammar import dump, takes, wander
 
@@ -145,7 +145,7 @@ def test_malformed_answers_are_refused(tokenizer: Tokenizer, compiler: GuideComp
 
 def test_closed_objects_stay_closed() -> None:
     for others in (False, True, {}):
-        grammar = compile_task_guide(task_of({**INTEGERS, "additionalProperties": others}), TEXT)
+        grammar = TaskGrammar(task_of({**INTEGERS, "additionalProperties": others})).text(TEXT)
         assert "ANY_KEY" not in grammar
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from open_autoglm.chat.template import encode_text, stop_token_ids
 from open_autoglm.data.schema import infer_answer_schema
 from open_autoglm.engine.guides import Guide, GuideCompiler
-from open_autoglm.engine.task_grammar import compile_task_guide
+from open_autoglm.engine.task_grammar import TaskGrammar
 from open_autoglm.errors import ConfigurationError, RequestError
 from open_autoglm.task import Task, TaskKind
 from open_autoglm.words import is_copied, split_words
@@ -274,7 +274,7 @@ def test_an_input_without_words_leaves_copied_strings_free(tokenizer: Tokenizer,
 )
 def test_a_schema_beyond_us_is_refused_by_name(schema: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        compile_task_guide(Task(TaskKind.EXTRACTION, answer_schema=schema), "")
+        TaskGrammar(Task(TaskKind.EXTRACTION, answer_schema=schema)).text("")
 
 
 def test_deep_schemas_are_refused(compiler: GuideCompiler) -> None:

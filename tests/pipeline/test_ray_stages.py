@@ -19,6 +19,7 @@ from stages_for_tests import MODULES
 from open_autoglm.errors import PipelineError, SpecificationError
 from open_autoglm.pipeline.catalog import default_catalog
 from open_autoglm.pipeline.journal import Journal
+from open_autoglm.pipeline.journal_records import RunRecord
 from open_autoglm.pipeline.packet import Packet
 from open_autoglm.pipeline.placement import Capacity
 from open_autoglm.pipeline.plan import ItemKey
@@ -236,6 +237,11 @@ def test_the_executor_in_a_file(tmp_path: Path) -> None:
         ResourceSpecification(executor="rai")
 
 
+def run_to_its_end(journal: Journal, folder: Path, run: str) -> RunRecord:
+    with contextlib.closing(Worker(journal, StageCatalog(MODULES), folder)) as worker:
+        return worker.run(run)
+
+
 def test_a_cluster_that_is_away_is_tried_again_and_then_said(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,11 +252,7 @@ def test_a_cluster_that_is_away_is_tried_again_and_then_said(
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed.getsockname()[1]}")
         run = submit(journal, tmp_path, StageSpecification("a", "append", resources=ON_RAY))
-        worker = Worker(journal, StageCatalog(MODULES), tmp_path)
-        try:
-            record = worker.run(run)
-        finally:
-            worker.close()
+        record = run_to_its_end(journal, tmp_path, run)
     assert record.state == "failed"
     assert "the Ray cluster cannot be reached: [Errno 111]" in str(record.reason)
     item = journal.items(run)[ItemKey("a", 0)]
@@ -261,10 +263,6 @@ def test_a_missing_ray_is_said_at_once(journal: Journal, tmp_path: Path, monkeyp
     monkeypatch.delitem(sys.modules, "open_autoglm.pipeline.ray_pool", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     run = submit(journal, tmp_path, StageSpecification("a", "append", resources=ON_RAY))
-    worker = Worker(journal, StageCatalog(MODULES), tmp_path)
-    try:
-        record = worker.run(run)
-    finally:
-        worker.close()
+    record = run_to_its_end(journal, tmp_path, run)
     assert record.state == "failed"
     assert "pip install 'open-autoglm[ray]'" in str(record.reason)

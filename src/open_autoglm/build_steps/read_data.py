@@ -41,12 +41,12 @@ def read_data(packet: Packet, context: StageContext) -> Packet:
     base = optional_path(settings["base"])
     if base is not None:
         tokenizer = read_tokenizer(base)
+        if missing := [token for token in CONTROL_TOKENS if tokenizer.token_to_id(token) is None]:
+            raise CheckpointError(f"{base}: its tokenizer has no token '{missing[0]}', which GLM's chat format needs")
     elif (plugin := settings.get("tokenizer")) is not None:
         tokenizer = train_plugin_tokenizer(plugin, prepared.train)
     else:
         tokenizer = train_tokenizer(prepared.train, prepared.task)
-    if base is not None and (missing := [token for token in CONTROL_TOKENS if tokenizer.token_to_id(token) is None]):
-        raise CheckpointError(f"{base}: its tokenizer has no token '{missing[0]}', which GLM's chat format needs")
     longest = _MAX_LENGTH if base is None else min(_MAX_LENGTH, load_config(base).max_position_embeddings)
     encoded = {
         name: encode_examples(examples, tokenizer, prepared.task, max_length=longest)

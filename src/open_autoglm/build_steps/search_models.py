@@ -263,10 +263,10 @@ class _Trials:
         if kind == "inline" or asked == 1 or (asked is None and (cores < 2 or budget < _LEAST_PARALLEL_BUDGET)):
             return 1, rate
         count = asked or cores
-        if asked is None and count * self._rates[1] < _PARALLEL_GAIN * rate:
-            return 1, rate  # processes can be no faster than that: not worth starting them to measure
         if kind == "ray":
             return count, rate
+        if asked is None and count * self._rates[1] < _PARALLEL_GAIN * rate:
+            return 1, rate  # processes can be no faster than that: not worth starting them to measure
         processes = self._processes(count, 1)
         self._executor = processes
         each = sum(processes.measure()) / count

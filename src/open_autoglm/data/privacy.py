@@ -40,8 +40,9 @@ KINDS: Final[dict[str, str]] = {
 # three dots or two colons between digits, a long run of letters and digits, or a word that announces a secret.
 # In UTF-8, since bytes are looked through several times faster than a regular expression reads a text.
 ANNOUNCING: Final = (b"@", b"password", b"passwd", b"secret", b"token", b"-----begin")
-_ANNOUNCING_PARTS: Final = ("pass", "secret", "token", "key", "密码", "口令", "密钥")
-ANNOUNCING_WIDE: Final = tuple(word.encode() for word in ("密码", "口令", "密钥"))
+_ANNOUNCING_CHINESE: Final = ("密码", "口令", "密钥")
+ANNOUNCING_WIDE: Final = tuple(word.encode() for word in _ANNOUNCING_CHINESE)
+_ANNOUNCING_PARTS: Final = ("pass", "secret", "token", "key", *_ANNOUNCING_CHINESE)
 API_KEY: Final = re.compile(rb"api[ _-]?key")
 _DIGIT: Final = re.compile(r"\d")
 OTHER_DIGIT: Final = re.compile(r"[^\D0-9]")

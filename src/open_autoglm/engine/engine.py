@@ -36,7 +36,6 @@ Runner = Callable[[Rows[Request]], list[Completion]]
 
 _TREES_KEPT: Final = 8
 _AHEAD: Final = 2
-"""How many times the requests of one step are in work or waiting when `complete_all` has more: guides need memory."""
 
 
 class Engine:
@@ -97,7 +96,7 @@ class Engine:
         self._answers: dict[str, Answer] = {}
         self._measurements: dict[str, Measurement] = {}
         self._tree_of = functools.lru_cache(_TREES_KEPT)(TokenTree.of)  # a classifier scores the same labels each time
-        self._max_sequences = max_sequences
+        self._most_ready = _AHEAD * max_sequences
         self._num_steps = 0
         self._num_scheduled = 0
         self._turn = threading.Lock()
@@ -114,9 +113,9 @@ class Engine:
         return min(self._backend.max_positions, self._pool.num_blocks * self._pool.block_size)
 
     @property
-    def max_sequences(self) -> int:
-        """How many sequences one step computes at most."""
-        return self._max_sequences
+    def most_ready(self) -> int:
+        """So many requests are worth having in work or ready at a time, those of two steps: guides need memory."""
+        return self._most_ready
 
     @property
     def has_unfinished(self) -> bool:
@@ -253,10 +252,10 @@ class Engine:
         try:
             for request in requests:
                 self.check_request(request)
-            room = _AHEAD * self._max_sequences
             coming = iter(sorted(requests, key=lambda request: request.priority))
             while True:
-                for request in itertools.islice(coming, max(0, room - len(self._answers) - len(self._measurements))):
+                room = self._most_ready - len(self._answers) - len(self._measurements)
+                for request in itertools.islice(coming, max(0, room)):
                     self.add_request(request)
                 if not self.has_unfinished:
                     break

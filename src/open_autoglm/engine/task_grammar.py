@@ -38,8 +38,8 @@ def has_task_guide(task: Task | None) -> bool:
     return task is not None and bool(task.labels or task.answer_schema is not None)
 
 
-def compile_task_guide(task: Task, input_text: str) -> str:
-    """The Lark grammar of all valid answers to `input_text`.
+class TaskGrammar:
+    """The Lark grammars of all valid answers of one task, written once but for the words of the input.
 
     A classification's answer is one of its labels, as plain text. Otherwise the answer fits `answer_schema`:
     objects, arrays, strings, enums, constants, numbers, integers, booleans, null and `anyOf`. An `x-free-order`
@@ -50,11 +50,6 @@ def compile_task_guide(task: Task, input_text: str) -> str:
     more than 100,000 characters.
     Raises ConfigurationError for a schema that uses anything else.
     """
-    return TaskGrammar(task).text(input_text)
-
-
-class TaskGrammar:
-    """The grammars of one task, written once but for the words of the input. See `compile_task_guide`."""
 
     def __init__(self, task: Task) -> None:
         self.depends_on_input = False

@@ -56,9 +56,6 @@ from open_autoglm.engine.wire import (
 from open_autoglm.errors import ConfigurationError, EngineError, OpenAutoGLMError
 
 BEAT_SECONDS: Final = 0.25
-_AHEAD: Final = 2
-"""How many times the answers of one step are prepared or in work; what comes beyond waits as it came."""
-
 _FIRST_STEP_SECONDS: Final = 2.0
 _READ_BYTES: Final = 256 * 1024
 _FAULT_EXIT: Final = 70
@@ -104,7 +101,7 @@ class Worker:
         self._desk = OrderDesk(llm)
         self._thread = EngineThread(llm.engine, max_queued=max_queued, probe_seconds=PROBE_SECONDS)
         self._preparing = ThreadPoolExecutor(1, "open-autoglm-questions")
-        most = _AHEAD * llm.engine.max_sequences
+        most = llm.engine.most_ready
         self._line = WaitingLine(lambda: self._thread.num_open < most, PREPARING, "open-autoglm-desk")
         self._orders: dict[int, OpenAnswer | _Question] = {}
         self._pacer = Pacer()

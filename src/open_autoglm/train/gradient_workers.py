@@ -65,12 +65,10 @@ class GradientWorkers:
         """
         found = list(self._pool.map(self._differentiate, losses))
         for place, parameter in enumerate(self._parameters):
-            parts = [gradients[place] for _, gradients in found]
-            total = next((part for part in parts if part is not None), None)
-            for part in parts:
-                if total is not None and part is not None and part is not total:
-                    total = total.add_(part)
-            parameter.grad = total
+            parts = [part for _, gradients in found if (part := gradients[place]) is not None]
+            for part in parts[1:]:
+                parts[0].add_(part)
+            parameter.grad = parts[0] if parts else None
         return sum(value for value, _ in found)
 
     def _differentiate(self, loss: Callable[[], Tensor]) -> tuple[float, tuple[Tensor | None, ...]]:
