@@ -69,6 +69,7 @@ class Task:
         same: then a request need not bring them.
     chosen_metric, chosen_rises: the metric that the user decides by instead, and whether it rises with quality.
     metric_rules: how it is computed, where that is a set of rules.
+    reads_twice: what users say stands twice before a model of ours (`chat.built.ReadTwiceFormat`).
     """
 
     kind: TaskKind
@@ -80,6 +81,7 @@ class Task:
     chosen_metric: str | None = None
     chosen_rises: bool = True
     metric_rules: dict[str, Any] | None = None
+    reads_twice: bool = False
 
     @property
     def metric(self) -> str:
@@ -109,6 +111,7 @@ class Task:
             **({"tools": list(self.tools)} if self.tools else {}),
             **({"higher_is_better": self.higher_is_better} if self.chosen_metric else {}),
             **({"metric_rules": self.metric_rules} if self.metric_rules else {}),
+            **({"reads_twice": True} if self.reads_twice else {}),
         }
 
     @classmethod
@@ -126,4 +129,5 @@ class Task:
             None if metric == METRICS[kind] else metric,
             bool(values.get("higher_is_better", True)),
             values.get("metric_rules"),
+            bool(values.get("reads_twice", False)),
         )

@@ -13,7 +13,7 @@ from open_autoglm.chat.format import ChatOptions
 from open_autoglm.chat.jinja_template import JinjaTemplate, TemplateFormat
 from open_autoglm.chat.messages import Message, ToolCall
 from open_autoglm.chat.segments import PromptEncoder
-from open_autoglm.chat.template import CHAT_TEMPLATE
+from open_autoglm.chat.template import CHAT_TEMPLATE, READ_TWICE_TEMPLATE
 from open_autoglm.errors import CheckpointError, DataError
 from tests.chat.samples import ASSISTANT, NASTY, OBSERVATION, SYSTEM, TAGGED, TOOLS, USER
 
@@ -39,9 +39,12 @@ def other() -> TemplateFormat:
     return TemplateFormat.for_tokenizer(JinjaTemplate(OTHER), format_named("glm-4.7"), TAGGED)
 
 
-def test_the_template_of_our_bundles_stands_for_our_format(tmp_path: Path) -> None:
-    (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    assert detect_format(tmp_path, TAGGED).name == "open-autoglm"
+@pytest.mark.parametrize(
+    ("template", "name"), [(CHAT_TEMPLATE, "open-autoglm"), (READ_TWICE_TEMPLATE, "open-autoglm-read-twice")]
+)
+def test_the_template_of_our_bundles_stands_for_our_format(tmp_path: Path, template: str, name: str) -> None:
+    (tmp_path / "chat_template.jinja").write_text(template)
+    assert detect_format(tmp_path, TAGGED).name == name
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from open_autoglm.chat.detection import BUILT_FORMAT, format_named
+from open_autoglm.chat.built import BuiltFormat
+from open_autoglm.chat.detection import BUILT_FORMAT, READ_TWICE_FORMAT, format_named
 from open_autoglm.chat.format import ChatOptions
 from open_autoglm.chat.messages import Message, Role, ToolCall
 from open_autoglm.chat.segments import encode
-from open_autoglm.chat.template import CHAT_TEMPLATE, CONTROL_TOKENS, stop_token_ids
+from open_autoglm.chat.template import CHAT_TEMPLATE, CONTROL_TOKENS, READ_TWICE_TEMPLATE, stop_token_ids
 from open_autoglm.chat.tools import read_tools
 from tests.chat.samples import CALLS, NASTY, PLAIN, TOOLS
 
@@ -26,7 +27,10 @@ MESSAGES = st.lists(
     min_size=1,
     max_size=6,
 )
-THEIRS = PreTrainedTokenizerFast(tokenizer_object=PLAIN, chat_template=CHAT_TEMPLATE)
+THEIRS = {
+    chat: PreTrainedTokenizerFast(tokenizer_object=PLAIN, chat_template=template)
+    for chat, template in ((BUILT_FORMAT, CHAT_TEMPLATE), (READ_TWICE_FORMAT, READ_TWICE_TEMPLATE))
+}
 
 
 def as_openai(message: Message, *, objects: bool) -> dict[str, Any]:
@@ -45,20 +49,20 @@ def text_of(segments: list) -> str:
 
 
 @settings(max_examples=200, deadline=None)
-@given(MESSAGES, st.booleans(), st.booleans(), st.booleans(), st.booleans())
+@given(st.sampled_from(list(THEIRS)), MESSAGES, st.booleans(), st.booleans(), st.booleans(), st.booleans())
 def test_transformers_renders_the_same_bytes(
-    messages: list[Message], prompt: bool, with_tools: bool, clear: bool, objects: bool
+    chat: BuiltFormat, messages: list[Message], prompt: bool, with_tools: bool, clear: bool, objects: bool
 ) -> None:
     options = ChatOptions(clear_thinking=clear)
     tools = TOOLS if with_tools else ()
-    theirs = THEIRS.apply_chat_template(
+    theirs = THEIRS[chat].apply_chat_template(
         [as_openai(message, objects=objects) for message in messages],
         tools=[dict(tool.definition) for tool in tools] or None,
         add_generation_prompt=prompt,
         tokenize=False,
         **({} if clear else {"clear_thinking": False}),
     )
-    ours = BUILT_FORMAT.render(messages, tools, options, add_generation_prompt=prompt)
+    ours = chat.render(messages, tools, options, add_generation_prompt=prompt)
     if not prompt and messages[-1].role is Role.ASSISTANT:
         ours = ours[:-1]  # the turn's end, which training adds
     assert text_of(ours) == theirs
@@ -98,6 +102,15 @@ def test_glm4_layout_to_the_byte() -> None:
     messages = [Message(Role.SYSTEM, "Be brief."), Message(Role.USER, "你好")]
     assert text_of(BUILT_FORMAT.prompt(messages)) == "[gMASK]<sop><|system|>\nBe brief.<|user|>\n你好<|assistant|>"
     assert [PLAIN.id_to_token(i) for i in stop_token_ids(PLAIN)] == ["<|endoftext|>", "<|user|>", "<|observation|>"]
+
+
+def test_what_a_user_says_stands_twice_and_nothing_else() -> None:
+    messages = [Message(Role.SYSTEM, "Be brief."), Message(Role.USER, "play\nit"), Message(Role.ASSISTANT, "{}")]
+    assert text_of(READ_TWICE_FORMAT.prompt([*messages, Message(Role.USER, "你好")])) == (
+        "[gMASK]<sop><|system|>\nBe brief.<|user|>\nplay\nit\nplay\nit<|assistant|>\n{}"
+        "<|user|>\n你好\n你好<|assistant|>"
+    )
+    assert text_of(READ_TWICE_FORMAT.prompt([Message(Role.USER, "")])) == "[gMASK]<sop><|user|>\n<|assistant|>"
 
 
 def test_tools_calls_results_and_reasoning_to_the_byte() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from open_autoglm.chat.built import BuiltFormat
 from open_autoglm.chat.detection import BUILT_FORMAT, FORMATS
 from open_autoglm.chat.format import ChatFormat
 from open_autoglm.chat.messages import Message, Role, ToolCall
@@ -247,7 +248,7 @@ def test_what_is_learnt_is_what_the_parser_recovers(examples: list[Example], cha
         for turn in np.split(learnt, np.flatnonzero(np.diff(learnt) > 1) + 1):
             ids = encoded.token_ids[turn].tolist()
             assert marks[ids[-1]].startswith("<|"), "the token that ends a turn is learnt"
-        if not chat.thinks or chat is BUILT_FORMAT:
+        if not chat.thinks or isinstance(chat, BuiltFormat):
             turns = _turns(encoded.token_ids, encoded.learn)
             said = [m for m in example.messages if m.role is ASSISTANT]
             assert len(turns) == len(said)
@@ -263,7 +264,7 @@ def test_what_is_learnt_is_what_the_parser_recovers(examples: list[Example], cha
                         text.append(token_id)
                 parser.finish()
                 assert parser.content == message.content
-                assert parser.reasoning == (message.reasoning if chat is BUILT_FORMAT else "")
+                assert parser.reasoning == (message.reasoning if isinstance(chat, BuiltFormat) else "")
                 found = [(call.name, call.values()) for call in parser.tool_calls]
                 assert found == [(call.name, call.values()) for call in message.tool_calls]
 

@@ -20,7 +20,7 @@ import open_autoglm
 from open_autoglm.build_pipeline import STEPS
 from open_autoglm.bundle import open_bundle
 from open_autoglm.bundle.comparison import compare_manifests, differ_in_time_only
-from open_autoglm.chat.detection import BUILT_FORMAT
+from open_autoglm.chat.detection import READ_TWICE_FORMAT
 from open_autoglm.chat.messages import Message, Role
 from open_autoglm.chat.template import encode
 from open_autoglm.models.checkpoint import load_model
@@ -53,7 +53,7 @@ def test_transformers_gives_the_bundles_logits(built: tuple[Path, dict]) -> None
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     token_ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
     asked = [Message(Role.USER, messages[0]["content"])]
-    ours, _ = encode(BUILT_FORMAT.prompt(asked), tokenizer.backend_tokenizer)
+    ours, _ = encode(READ_TWICE_FORMAT.prompt(asked), tokenizer.backend_tokenizer)
     assert token_ids[0].tolist() == ours
     model = load_model(folder)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from open_autoglm.engine.engine import Engine, complete_all
 from open_autoglm.engine.request import Request, SamplingParams
 from open_autoglm.engine.scheduler import Chunk, Sequence
 from open_autoglm.errors import EngineError
+from open_autoglm.models.checkpoint import save_model
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.glm import GlmForCausalLM
 from tests.engine.tiny_bundle import make_config, make_model
@@ -139,3 +141,27 @@ def test_without_pytorch_it_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "EngineError: the torch backend needs PyTorch" in done.stderr
     assert "pip install 'open-autoglm[build]'" in done.stderr
+
+
+def test_dynamic_int8_is_what_torchao_makes_of_transformers_model(tmp_path: Path) -> None:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    model = make_model(make_config(attention_bias=True), seed=3)
+    save_model(model, tmp_path)
+    reference = reference_model(model.config, model)
+    quantize_(reference.model.layers, Int8DynamicActivationInt8WeightConfig())
+    row = np.random.default_rng(5).integers(0, model.config.vocab_size, 40).tolist()
+    exact, theirs = reference_logits(reference_model(model.config, model), row), reference_logits(reference, row)
+    backend = load_backend("auto", tmp_path, weights="int8-dynamic")
+    assert backend.name == "torch"
+    backend.allocate(8, 16)
+    sequence = Sequence("a", row, blocks=[3, 5, 1])
+    first = backend.step(build_batch([Chunk(sequence, 0, 25, is_last=True)], 16))
+    second = backend.step(build_batch([Chunk(sequence, 25, 15, is_last=True)], 16))
+    ours = np.concatenate([first, second])
+    # Sums in another order put a few activations on the other side of a step; other errors of rounding are the same.
+    errors = (ours - exact[[24, 39]]).ravel(), (theirs - exact)[[24, 39]].ravel()
+    assert np.abs(errors[0]).max() > 1e-3
+    assert np.corrcoef(*errors)[0, 1] > 0.9
+    with pytest.raises(EngineError, match="the native backend has no int8-dynamic weights"):
+        load_backend("native", tmp_path, weights="int8-dynamic")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ from open_autoglm.bundle.huggingface import read_tokenizer
 from open_autoglm.chat.template import CONTROL_TOKENS
 from open_autoglm.data import encode_examples, prepare, train_tokenizer, write_reports
 from open_autoglm.data.plugin_tokenizer import train_plugin_tokenizer
+from open_autoglm.data.read_twice import reads_twice
 from open_autoglm.errors import CheckpointError
 from open_autoglm.evaluate import answer_room
 from open_autoglm.models.checkpoint import load_config
@@ -48,6 +50,8 @@ def read_data(packet: Packet, context: StageContext) -> Packet:
     else:
         tokenizer = train_tokenizer(prepared.train, prepared.task)
     longest = _MAX_LENGTH if base is None else min(_MAX_LENGTH, load_config(base).max_position_embeddings)
+    if base is None and reads_twice(prepared.train, tokenizer, prepared.task, max_length=longest):
+        prepared = replace(prepared, task=replace(prepared.task, reads_twice=True))
     encoded = {
         name: encode_examples(examples, tokenizer, prepared.task, max_length=longest)
         for name, examples in (("train", prepared.train), ("valid", prepared.valid))

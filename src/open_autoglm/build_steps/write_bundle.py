@@ -36,7 +36,7 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(context.folder / "compress", staging)
     config = load_config(staging)
-    write_tokenizer(work.tokenizer, staging, max_length=config.max_position_embeddings)
+    write_tokenizer(work.tokenizer, staging, max_length=config.max_position_embeddings, reads_twice=task.reads_twice)
     generation = staging / "generation_config.json"
     write_json(generation, {**read_json(generation), "max_new_tokens": payload["data"]["answer_room"]})
     metrics = {f"valid_{task.metric}": compressed["metric_after"]}

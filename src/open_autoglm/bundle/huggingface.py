@@ -9,7 +9,7 @@ from typing import Final
 from tokenizers import Tokenizer
 
 from open_autoglm.chat.messages import Role
-from open_autoglm.chat.template import CHAT_TEMPLATE, CONTROL_TOKENS, END_OF_TEXT, ROLE_TOKENS
+from open_autoglm.chat.template import CHAT_TEMPLATE, CONTROL_TOKENS, END_OF_TEXT, READ_TWICE_TEMPLATE, ROLE_TOKENS
 from open_autoglm.chat.tokenizer_files import read_tokenizer_json
 from open_autoglm.errors import BundleError, CheckpointError
 from open_autoglm.storage import write_atomic, write_json
@@ -18,10 +18,10 @@ TOKENIZER_FILE: Final = "tokenizer.json"
 CHAT_TEMPLATE_FILE: Final = "chat_template.jinja"
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> None:
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int, reads_twice: bool = False) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`.
 
-    max_length: the model's context in tokens. Raises StorageError when the disk refuses.
+    max_length: the model's context in tokens. reads_twice: as the task says. Raises StorageError when the disk refuses.
     """
     write_atomic(folder / TOKENIZER_FILE, tokenizer.to_str())
     write_json(
@@ -35,7 +35,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> N
             "clean_up_tokenization_spaces": False,
         },
     )
-    write_atomic(folder / CHAT_TEMPLATE_FILE, CHAT_TEMPLATE)
+    write_atomic(folder / CHAT_TEMPLATE_FILE, READ_TWICE_TEMPLATE if reads_twice else CHAT_TEMPLATE)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -117,6 +117,7 @@ class _TaskRecord(BaseModel):
     input_column: str | None = None
     output_column: str | None = None
     tools: list[dict[str, Any]] | None = None
+    reads_twice: bool = False
 
 
 class BundleManifest(_Record):

@@ -6,6 +6,10 @@ them below words that introduce the model as ChatGLM, which a model of ours is n
 of its turn as in GLM-Z1, but is learnt from its first tag on: the data says when to think, so the model says it too.
 A call is a turn of its own (`<|assistant|>name`, a newline, its arguments), as in both. `template.CHAT_TEMPLATE` is the
 same format in Jinja.
+
+`ReadTwiceFormat` is the same, but writes what users say twice. A model that reads from left to right knows nothing of
+what follows when it reads a word for the first time, and all of it at the second: a song's title is told from an
+artist by the words after it. Small models that copy fields out of short texts learn faster and further so.
 """
 
 from __future__ import annotations
@@ -77,6 +81,10 @@ class BuiltFormat(ChatFormat):
                 call["function"]["arguments"] = written.arguments
         return given
 
+    def _content(self, message: Message) -> str:
+        """What a message says, as the model reads it."""
+        return message.content
+
     def _turns(self, message: Message, *, thoughts: bool) -> list[Turn]:
         learn = message.role is Role.ASSISTANT and message.learn
         reasoning = message.reasoning.strip() if thoughts and message.role is Role.ASSISTANT else ""
@@ -91,9 +99,20 @@ class BuiltFormat(ChatFormat):
             ]
             turns.append(Turn(message.role, segments, learn))
         elif message.content or not message.tool_calls:
-            content = Segment(f"{message.metadata}\n{message.content}", learn=learn)
+            content = Segment(f"{message.metadata}\n{self._content(message)}", learn=learn)
             turns.append(Turn(message.role, [content], learn, message.calls))
         for call in message.tool_calls:
             said = Segment(f"{call.name}\n{call.arguments}", learn=learn)
             turns.append(Turn(Role.ASSISTANT, [said], learn, calls=True))
         return turns
+
+
+class ReadTwiceFormat(BuiltFormat):
+    """Our format, in which the content of a user's message stands twice, on lines of its own."""
+
+    name = "open-autoglm-read-twice"
+
+    def _content(self, message: Message) -> str:
+        if message.role is not Role.USER or not message.content:
+            return message.content
+        return f"{message.content}\n{message.content}"

@@ -9,7 +9,7 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
-from open_autoglm.chat.built import BuiltFormat
+from open_autoglm.chat.built import BuiltFormat, ReadTwiceFormat
 from open_autoglm.chat.format import ChatFormat, ChatOptions
 from open_autoglm.chat.glm4 import Glm0414Format, Glm0414SpacedFormat, Glm4Format, GlmZ1Format
 from open_autoglm.chat.glm45 import Glm45Format, Glm47Format
@@ -18,12 +18,17 @@ from open_autoglm.chat.messages import Message, Role, ToolCall
 from open_autoglm.chat.tools import Tool, read_tools
 from open_autoglm.errors import CheckpointError, DataError, StorageError
 from open_autoglm.storage import read_json
+from open_autoglm.task import Task
 
 BUILT_FORMAT: Final = BuiltFormat()
 """The format of the models built by us."""
 
+READ_TWICE_FORMAT: Final = ReadTwiceFormat()
+"""That of models built by us that read their input twice."""
+
 FORMATS: Final[tuple[ChatFormat, ...]] = (
     Glm47Format(), Glm45Format(), GlmZ1Format(), Glm0414Format(), Glm0414SpacedFormat(), Glm4Format(), BUILT_FORMAT,
+    READ_TWICE_FORMAT,
 )  # fmt: skip
 """Every format of our own."""
 
@@ -43,6 +48,11 @@ def format_named(name: str) -> ChatFormat:
         if known.name == name:
             return known
     raise CheckpointError(f"unknown chat format '{name}'; choose one of: {', '.join(item.name for item in FORMATS)}")
+
+
+def built_format(task: Task | None) -> BuiltFormat:
+    """The format of a model that we built for a task; the plain one if the task is not known."""
+    return READ_TWICE_FORMAT if task is not None and task.reads_twice else BUILT_FORMAT
 
 
 def detect_format(folder: Path, tokenizer: Tokenizer | None) -> ChatFormat:

@@ -17,6 +17,7 @@ __all__ = [
     "CHAT_TEMPLATE",
     "CONTROL_TOKENS",
     "END_OF_TEXT",
+    "READ_TWICE_TEMPLATE",
     "ROLE_TOKENS",
     "STOP_TOKENS",
     "Segment",
@@ -80,6 +81,14 @@ CHAT_TEMPLATE: Final = r"""
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
 """`built.BuiltFormat` in Jinja, for transformers, vLLM and their like; a test keeps the two equal byte for byte."""
+
+_CONTENT: Final = "{%- set content = text(message.content) -%}\n"
+
+READ_TWICE_TEMPLATE: Final = CHAT_TEMPLATE.replace(
+    _CONTENT,
+    _CONTENT + "{%- if role == 'user' and content -%}{%- set content = content ~ '\\n' ~ content -%}{%- endif -%}\n",
+)
+"""`built.ReadTwiceFormat` in Jinja."""
 
 
 def stop_token_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

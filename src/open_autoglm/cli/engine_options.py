@@ -32,7 +32,11 @@ Backend = Annotated[
 ]
 Quantize = Annotated[
     str | None,
-    typer.Option("--quantize", "--quantization", help="Weights in int8 or int4; a bundle's own if not given."),
+    typer.Option(
+        "--quantize",
+        "--quantization",
+        help="Weights in int8 or int4, or int8-dynamic (torchao, on torch); a bundle's own if not given.",
+    ),
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16, of weights that are not quantised.")]
 KvCacheDtype = Annotated[

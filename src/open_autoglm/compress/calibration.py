@@ -12,7 +12,9 @@ from typing import Any, Final
 import numpy as np
 from tokenizers import Tokenizer
 
-from open_autoglm.chat.detection import BUILT_FORMAT, detect_format
+from open_autoglm.bundle import open_bundle
+from open_autoglm.bundle.manifest import MANIFEST
+from open_autoglm.chat.detection import built_format, detect_format
 from open_autoglm.chat.segments import PromptEncoder
 from open_autoglm.chat.template import BEGIN_MASK, BEGIN_SEQUENCE
 from open_autoglm.chat.tokenizer_files import has_tokenizer, load_tokenizer
@@ -76,7 +78,8 @@ def read_calibration(
     if all(len(example.messages) == 1 for example in examples):
         sequences = _running_text(examples, tokenizer, length)
     else:
-        chat_format = BUILT_FORMAT if (model / "bundle.json").is_file() else detect_format(model, tokenizer)
+        is_bundle = (model / MANIFEST).is_file()
+        chat_format = built_format(open_bundle(model).task) if is_bundle else detect_format(model, tokenizer)
         task = Task(TaskKind.INSTRUCTION)
         encoded = encode_examples(examples, tokenizer, task, max_length=length, chat_format=chat_format)
         sequences = np.split(encoded.token_ids, encoded.offsets[1:-1])

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from open_autoglm.bundle import open_bundle
 from open_autoglm.bundle.lineage import describe_parent
-from open_autoglm.chat.detection import BUILT_FORMAT, detect_format
+from open_autoglm.chat.detection import built_format, detect_format
 from open_autoglm.chat.tokenizer_files import load_tokenizer
 from open_autoglm.compress.derived_model import is_bundle
 from open_autoglm.compress.distil_result import DISTILLATION_FILE, MODEL_FOLDERS, Learnt, write_student
@@ -201,7 +201,7 @@ def _read_data(  # noqa: PLR0917
         unknown = sorted(set(prepared.task.labels or ()) - set(task.labels))
         if unknown:
             raise DataError(f"{data} has the label '{unknown[0]}', which {teacher} was not built for")
-    chat_format = BUILT_FORMAT if task is not None else detect_format(teacher, tokenizer)
+    chat_format = built_format(task) if task is not None else detect_format(teacher, tokenizer)
     longest = min(settings.max_length, load_config(teacher).max_position_embeddings)
     parts = [
         encode_examples(split, tokenizer, task or prepared.task, max_length=longest, chat_format=chat_format)

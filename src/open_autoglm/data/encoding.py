@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from tokenizers import Tokenizer
 
-from open_autoglm.chat.detection import BUILT_FORMAT
+from open_autoglm.chat.detection import built_format
 from open_autoglm.chat.format import ChatFormat
 from open_autoglm.chat.messages import Message, Role
 from open_autoglm.chat.segments import PromptEncoder, Segment
@@ -99,7 +99,7 @@ def encode_examples(
     task: Task,
     *,
     max_length: int,
-    chat_format: ChatFormat = BUILT_FORMAT,
+    chat_format: ChatFormat | None = None,
 ) -> TokenizedExamples:
     """Lay out examples in GLM's chat format, or plain text between its begin and end tokens, and tokenise them.
 
@@ -109,7 +109,7 @@ def encode_examples(
     keeps its whole answer; an answer that is longer by itself, or plain text, loses its end. Either is listed in
     `shortened`.
     The prompt of an answer is token for token what a server makes of the same messages and tools.
-    chat_format: that of the model to train; ours if not given.
+    chat_format: that of the model to train; ours for the task if not given.
     Raises ConfigurationError for a max_length under 8, CheckpointError if the tokenizer lacks a control token.
     """
     if max_length < _LEAST_LENGTH:
@@ -144,12 +144,13 @@ def encode_examples(
     )
 
 
-def lay_out_example(example: Example, task: Task, chat_format: ChatFormat = BUILT_FORMAT) -> list[Segment]:
-    """A dialogue as it is learnt.
+def lay_out_example(example: Example, task: Task, chat_format: ChatFormat | None = None) -> list[Segment]:
+    """A dialogue as it is learnt; in our format for the task if none is given.
 
     A turn whose reasoning the format leaves out, as history, is not learnt: it would teach to answer without thinking.
     A task whose answers are guided leaves no room for reasoning, so there all of it is left out.
     """
+    chat_format = chat_format or built_format(task)
     guided = bool(task.labels or task.answer_schema is not None)
     messages: list[Message] = []
     for place, message in enumerate(example.messages):

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from open_autoglm.bundle import open_bundle
 from open_autoglm.bundle.huggingface import read_tokenizer
 from open_autoglm.bundle.keys import read_verifying_key
-from open_autoglm.chat.detection import BUILT_FORMAT, detect_format
+from open_autoglm.chat.detection import BUILT_FORMAT, built_format, detect_format
 from open_autoglm.chat.format import ChatFormat
 from open_autoglm.chat.tokenizer_files import has_tokenizer, load_tokenizer
 from open_autoglm.engine.backends import Backend, load_backend, plugin_digest, wrap_model
@@ -23,7 +23,7 @@ from open_autoglm.errors import ConfigurationError, StorageError, UnsignedBundle
 from open_autoglm.storage import read_json
 from open_autoglm.task import Task
 
-QUANTIZATIONS: Final = ("int8", "int4")
+QUANTIZATIONS: Final = ("int8", "int4", "int8-dynamic")
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ def open_model(
 ) -> LoadedModel:
     """Open a bundle, verified, or a checkpoint in the Hugging Face layout.
 
-    quantize: `int8` or `int4`. dtype: `float32` or `bfloat16` weights and computation. With neither, a bundle runs
-    with the weights that it names as its default, and a checkpoint in float32. kv_cache_dtype: of the KV cache,
-    `auto`, `float32`, `bfloat16` or `int8`. backend: `auto`, `native`, `torch`, `onnx` or a plugin.
+    quantize: `int8`, `int4`, or `int8-dynamic` on the torch backend. dtype: `float32` or `bfloat16` weights and
+    computation. With neither, a bundle runs with the weights that it names as its default, and a checkpoint in
+    float32. kv_cache_dtype: of the KV cache, `auto`, `float32`, `bfloat16` or `int8`. backend: `auto`, `native`,
+    `torch`, `onnx` or a plugin.
     require_signature: the file of a public key; only a bundle that its owner signed is opened.
     Raises BundleError, also for a missing or wrong signature, CheckpointError, EngineError or ConfigurationError.
     """
@@ -79,7 +80,7 @@ def open_model(
     loaded = load_backend(
         backend, folder, weights=weights, dtype=dtype or "float32", kv_dtype=kv_cache_dtype, threads=threads
     )
-    chat_format = BUILT_FORMAT if is_bundle else detect_format(folder, tokenizer)
+    chat_format = built_format(task) if is_bundle else detect_format(folder, tokenizer)
     stops = _stop_token_ids(folder, loaded, tokenizer, chat_format)
     computed_by = plugin_digest(backend) or loaded.name
     digest = fingerprint(folder, computed_by, weights, dtype, kv_cache_dtype)
@@ -89,9 +90,9 @@ def open_model(
 def wrap(
     model: Any, tokenizer: Tokenizer, task: Task | None, name: str, chat_format: ChatFormat | None = None
 ) -> LoadedModel:
-    """A `GlmForCausalLM` in memory, or a backend that holds a model, in our own chat format if none is given."""
+    """A `GlmForCausalLM` in memory, or a backend that holds a model; in our own chat format if none is given."""
     backend: Backend = model if hasattr(model, "allocate") else wrap_model(model)
-    speaks = chat_format or BUILT_FORMAT
+    speaks = chat_format or built_format(task)
     stops = tuple(dict.fromkeys((*speaks.stop_token_ids(tokenizer), *backend.stop_token_ids)))
     return LoadedModel(name, backend, tokenizer, stops, task, is_bundle=chat_format is None, chat_format=speaks)
 

@@ -17,7 +17,9 @@ from open_autoglm.engine.options import BACKENDS
 from open_autoglm.errors import EngineError, OpenAutoGLMError
 from open_autoglm.plugins.registry import PluginRegistry
 
-WEIGHTS: Final = ("float32", "int8", "int4")
+WEIGHTS: Final = ("float32", "int8", "int4", "int8-dynamic")
+_BY_TORCH: Final = "int8-dynamic"
+"""Weights that only the torch backend computes."""
 DTYPES: Final = ("float32", "bfloat16")
 KV_DTYPES: Final = ("auto", "float32", "bfloat16", "int8")
 
@@ -139,6 +141,8 @@ def choose_backend(name: str = "auto", *, weights: str = "float32") -> BackendCh
         if name not in BACKENDS:
             raise _unknown(name)
         return BackendChoice(name, "as asked for")
+    if weights == _BY_TORCH:
+        return BackendChoice("torch", f"it alone computes {weights} weights")
     # The driver's file is looked at first, because loading PyTorch only to learn that there is no GPU takes seconds.
     if weights == "float32" and _NVIDIA_DRIVER.is_file() and availability("torch")[0]:
         device = _import_backend("torch").cuda_device()
@@ -164,8 +168,8 @@ def load_backend(
 ) -> Backend:
     """Load the model in `folder` into the backend called `name`, ours or a plugin, or the one that `auto` means here.
 
-    weights: `float32`, `int8` or `int4`. dtype: of the computation, `float32` or `bfloat16`. kv_dtype: of the KV
-    cache, `float32`, `bfloat16` or `int8`; the backend's own choice with `auto`.
+    weights: `float32`, `int8`, `int4`, or `int8-dynamic` on torch. dtype: of the computation, `float32` or `bfloat16`.
+    kv_dtype: of the KV cache, `float32`, `bfloat16` or `int8`; the backend's own choice with `auto`.
     threads: processor threads; the library's own choice when not given.
     Warns, once in a process, when `auto` means another backend than the native one because that cannot run.
     Raises EngineError for an unknown backend or setting, or one whose library is missing, CheckpointError for the
@@ -187,6 +191,10 @@ def load_backend(
     choice = choose_backend(name, weights=weights)
     if choice.passed_over:
         _warn_once(f"{choice.passed_over}; {choice.name} is used instead")
+    if weights == _BY_TORCH and choice.name != "torch":
+        raise EngineError(
+            f"the {choice.name} backend has no {weights} weights; use --backend torch, or --quantize int8"
+        )
     module = _import_backend(choice.name)
     if choice.name == "native":
         is_available, detail = module.availability()

@@ -42,7 +42,7 @@ def cuda_device() -> str | None:
 
 
 def load(folder: Path, *, weights: str, dtype: str, kv_dtype: str, threads: int | None) -> TorchBackend:
-    """Load a checkpoint for serving.
+    """Load a checkpoint for serving. weights: also `int8-dynamic`, which torchao rounds.
 
     Raises CheckpointError for the model, EngineError for a dtype that does not go with the weights, and for a KV
     cache in int8.
@@ -53,7 +53,13 @@ def load(folder: Path, *, weights: str, dtype: str, kv_dtype: str, threads: int 
         raise EngineError(f"the torch backend has no {kv_dtype} KV cache; choose float32 or bfloat16")
     if threads is not None:
         torch.set_num_threads(threads)
-    model = load_model(folder, weights=weights)
+    model = load_model(folder, weights="float32" if weights == "int8-dynamic" else weights)
+    if weights == "int8-dynamic":
+        from open_autoglm.models.dynamic_int8 import round_dynamically
+
+        if torch.cuda.is_available():
+            model = model.to("cuda")
+        round_dynamically(model)
     if dtype == "bfloat16":
         model = model.to(torch.bfloat16)
     if torch.cuda.is_available() and weights == "float32":
