@@ -94,6 +94,7 @@ class _GrammarWriter:
 
     def __init__(self, *, copies: bool) -> None:
         self._rules: list[str] = []
+        self._named: dict[str, str] = {}
         self._terminals: dict[str, str] = {}
         self._copies, self.has_copied = copies, False
 
@@ -235,11 +236,9 @@ class _GrammarWriter:
         if "items" not in schema:
             raise ConfigurationError("answer_schema: an array without 'items' cannot be guided")
         item = self._value(schema["items"], depth + 1)
-        name = self._new_name()
         further = f'(", " {item}){{{max(0, low - 1)},{"" if high is None else high - 1}}}'
         empty = '"[]" | ' if low == 0 else ""
-        self._rules.append(f'{name}: {empty}"[" {item} {further} "]"')
-        return name
+        return self._rule(f'{empty}"[" {item} {further} "]"')
 
     def _copied(self) -> str:
         if not self._copies:
@@ -252,8 +251,14 @@ class _GrammarWriter:
     def _any_of(self, options: list[str]) -> str:
         if not options:
             raise ConfigurationError("answer_schema: an empty list of options fits no answer")
-        name = self._new_name()
-        self._rules.append(f"{name}: " + "\n  | ".join(dict.fromkeys(options)))
+        return self._rule("\n  | ".join(dict.fromkeys(options)))
+
+    def _rule(self, body: str) -> str:
+        """The name of the rule with this body. Equal ones are one: less to compile for each input."""
+        name = self._named.get(body)
+        if name is None:
+            name = self._named[body] = self._new_name()
+            self._rules.append(f"{name}: {body}")
         return name
 
     def _terminal(self, name: str) -> str:
