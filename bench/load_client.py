@@ -39,7 +39,8 @@ _TAIL: Final = 4096
 class Load:
     """What to do. bodies: JSON texts that are asked in turn. users: connections. rate: of an open loop, a second.
 
-    tokens: of an answer that does not say how many it has.
+    tokens: of an answer that does not say how many it has. warm_up: seconds at the beginning that are not counted: a
+    closed loop of many users begins with a herd of requests that comes only once.
     """
 
     port: int
@@ -50,6 +51,7 @@ class Load:
     rate: float | None = None
     tokens: int = 1
     seed: int = 0
+    warm_up: float = 0.0
 
 
 class User:
@@ -88,11 +90,15 @@ class Run:
         load = self._load
         self._connect()
         cpu, began = time.process_time(), time.perf_counter()
-        end, due = began + load.seconds, began
+        warm, due = began + load.warm_up, began
+        end = warm + load.seconds
         if load.rate is None:
             while self._idle:
                 self._ask(self._idle.popleft(), time.perf_counter())
         while (now := time.perf_counter()) < end:
+            if warm and now >= warm:
+                self._forget()
+                cpu, began, warm = time.process_time(), now, 0.0
             if load.rate is not None:
                 while due <= now:
                     if self._idle:
@@ -126,6 +132,13 @@ class Run:
             "whole_ms": _percentiles(self._totals),
             "client_cores": round(cpu / seconds, 3),
         }
+
+    def _forget(self) -> None:
+        """Count from now on. What was asked before and is answered later keeps the time at which it was asked."""
+        self._ends.clear()
+        for values in (self._firsts, self._per_token, self._totals):
+            values.clear()
+        self._num_tokens = self._num_events = self._missed = 0
 
     def _request(self, body: str) -> bytes:
         data = body.encode()

@@ -20,33 +20,43 @@ class TunedClassifier:
     """TF-IDF features of word and character runs under a linear SVM, the best of a few on the validation split.
 
     texts, labels: to learn from. queries, answers: to choose by. How many are tried depends on the amount of data
-    alone, so that the result can be repeated.
+    alone, so that the result can be repeated: first the features, then the SVM's cost with the best of them.
     """
 
     def __init__(
         self, texts: Sequence[str], labels: Sequence[str], queries: Sequence[str], answers: Sequence[str]
     ) -> None:
-        from sklearn.svm import LinearSVC
-
         work = sum(map(len, texts)) * len(set(labels))
         families = _FEATURES if work <= 10 * _CHEAP else _FEATURES[:1]
         costs = _COSTS if work <= _CHEAP else _COSTS[: 2 if work <= 10 * _CHEAP else 1]
-        best = -1.0
+        self._best = -1.0
         for make in families:
             features = make()
-            matrix, asked = features.fit_transform(list(texts)), features.transform(list(queries))
-            for cost in costs:
-                model = LinearSVC(C=cost, random_state=0)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # an SVM that has not converged is scored as it is
-                    model.fit(matrix, list(labels))
-                right = sum(a == b for a, b in zip(model.predict(asked), answers, strict=True)) / max(1, len(answers))
-                if right > best:
-                    best, self._features, self._model = right, features, model
+            matrices = features.fit_transform(list(texts)), features.transform(list(queries))
+            if self._try(features, matrices, labels, answers, costs[0]):
+                kept = matrices
+        for cost in costs[1:]:
+            self._try(self._features, kept, labels, answers, cost)
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """The label of each text."""
         return [str(label) for label in self._model.predict(self._features.transform(list(texts)))]
+
+    def _try(
+        self, features: Any, matrices: tuple[Any, Any], labels: Sequence[str], answers: Sequence[str], cost: float
+    ) -> bool:
+        """Keep an SVM if none before was as good. matrices: the features of what is learnt from, and of the queries."""
+        from sklearn.svm import LinearSVC
+
+        model = LinearSVC(C=cost, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an SVM that has not converged is scored as it is
+            model.fit(matrices[0], list(labels))
+        right = sum(a == b for a, b in zip(model.predict(matrices[1]), answers, strict=True)) / max(1, len(answers))
+        if right <= self._best:
+            return False
+        self._best, self._features, self._model = right, features, model
+        return True
 
 
 def nearest_answers(texts: Sequence[str], queries: Sequence[str]) -> list[int]:
