@@ -36,10 +36,10 @@ def test_every_proposal_is_a_model_that_can_be_built(seed: int) -> None:
 
 
 def test_the_first_trial_is_inside_the_space_and_a_base_keeps_its_architecture() -> None:
-    for kind in (TaskKind.EXTRACTION, TaskKind.CLASSIFICATION):
+    for kind in (TaskKind.EXTRACTION, TaskKind.CLASSIFICATION, TaskKind.SUMMARISATION):
         space = make_space(kind=kind)
         assert space.parameters.check(space.defaults) == space.defaults
-        assert (space.candidate(space.defaults).settings.augmentation > 0) == (kind is TaskKind.EXTRACTION)
+        assert (space.candidate(space.defaults).settings.augmentation > 0) == (kind is not TaskKind.SUMMARISATION)
     base = ModelConfig(64, 64, 96, 2, 2, 2, 32, architecture="Glm4ForCausalLM")
     space = make_space(base)
     found = space.candidate(space.defaults)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -15,7 +16,16 @@ import torch
 from tokenizers import Tokenizer
 
 from open_autoglm.chat.template import END_OF_TEXT, stop_token_ids
-from open_autoglm.data import Example, PreparedData, TokenizedExamples, encode_examples, spaced_twins, values_by_key
+from open_autoglm.data import (
+    Example,
+    PreparedData,
+    TokenizedExamples,
+    encode_examples,
+    spaced_twins,
+    swap_slot_values,
+    values_by_key,
+)
+from open_autoglm.data.word_dropout import drop_words
 from open_autoglm.evaluate import (
     Evaluation,
     engine_of,
@@ -131,12 +141,21 @@ class Workspace:
         return None if asked is None else AdapterSettings.from_dict(asked)
 
     def make_source(self, settings: TrainingSettings) -> ExampleSource:
-        """The training examples, with slot values swapped where the settings ask for it."""
-        if settings.augmentation == 0:
-            return FixedExamples(self.train)
+        """The training examples, changed each epoch where the settings and the task ask for it."""
+        match self.task.kind if settings.augmentation else None:
+            case TaskKind.EXTRACTION:
+                values = values_by_key(self.prepared.train)
+
+                def change(example: Example, generator: random.Random) -> Example:
+                    return swap_slot_values(example, values, generator)
+
+            case TaskKind.CLASSIFICATION:
+                change = drop_words
+            case _:
+                return FixedExamples(self.train)
         return AugmentedExamples(
             self.prepared.train,
-            values_by_key(self.prepared.train),
+            change,
             self.task,
             self.tokenizer,
             settings.augmentation,

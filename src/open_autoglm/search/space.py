@@ -74,6 +74,7 @@ ADAPTERS: Final[dict[str, tuple[Parameter, ...]]] = {
 
 _ADAPTER_LEARNING_RATE: Final = log_uniform("learning_rate", 2e-5, 2e-3)
 _AUGMENTATION: Final = uniform("augmentation", 0.0, 0.9, step=0.1)
+_AUGMENTED: Final = (TaskKind.EXTRACTION, TaskKind.CLASSIFICATION)
 
 DEFAULTS: Final[dict[str, Value]] = {
     "architecture": "GlmForCausalLM",
@@ -99,6 +100,12 @@ DEFAULTS: Final[dict[str, Value]] = {
 
 _EXTRACTION_DEFAULTS: Final[dict[str, Value]] = {**DEFAULTS, "learning_rate": 3e-3, "tokens_per_batch": 1024}
 """Answers copied from the input bear larger batches, which cores share better; labels learn slower from them."""
+
+_CLASSIFICATION_DEFAULTS: Final[dict[str, Value]] = {**DEFAULTS, "augmentation": 0.5}
+_KIND_DEFAULTS: Final = {
+    TaskKind.EXTRACTION: _EXTRACTION_DEFAULTS,
+    TaskKind.CLASSIFICATION: _CLASSIFICATION_DEFAULTS,
+}
 
 _BASE_DEFAULTS: Final[dict[str, Value]] = {**DEFAULTS, "learning_rate": 2e-5, "weight_decay": 0.01}
 _ADAPTER_DEFAULTS: Final[dict[str, Value]] = {
@@ -334,10 +341,9 @@ def _nearest(parameter: Parameter, value: Value | None) -> Value:
 def _parameters(
     kind: TaskKind, base: ModelConfig | None, training: TrainingSettings
 ) -> tuple[tuple[Parameter, ...], dict[str, Value]]:
-    augmentation: tuple[Parameter, ...] = (_AUGMENTATION,) if kind is TaskKind.EXTRACTION else ()
+    augmentation: tuple[Parameter, ...] = (_AUGMENTATION,) if kind in _AUGMENTED else ()
     if base is None:
-        defaults = _EXTRACTION_DEFAULTS if kind is TaskKind.EXTRACTION else DEFAULTS
-        return (*ARCHITECTURE, *OPTIMISATION, *augmentation), defaults
+        return (*ARCHITECTURE, *OPTIMISATION, *augmentation), _KIND_DEFAULTS.get(kind, DEFAULTS)
     adapter = training.adapter
     if adapter is None:
         return (*FINE_TUNING, *augmentation), _BASE_DEFAULTS

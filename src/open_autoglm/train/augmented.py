@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training examples that change from epoch to epoch: slot values swapped between examples of an extraction task."""
+"""Training examples that change from epoch to epoch."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from open_autoglm.data import Example, TokenizedExamples, encode_examples, swap_slot_values
+from open_autoglm.data import Example, TokenizedExamples, encode_examples
 from open_autoglm.task import Task
 
 
 @dataclass(frozen=True)
 class AugmentedExamples:
-    """Each epoch, a share of the examples gets other slot values, in the input and in the answer at once.
+    """Each epoch, a share of the examples is changed, such as by other slot values in the input and the answer.
 
-    values: the values seen at each key in the training split, and in no other. share: between 0 and 1.
+    change: an example -> another that is as true, by a generator alone. share: between 0 and 1.
     """
 
     examples: Sequence[Example]
-    values: Mapping[str, Sequence[str]]
+    change: Callable[[Example, random.Random], Example]
     task: Task
     tokenizer: Tokenizer
     share: float
@@ -32,7 +32,6 @@ class AugmentedExamples:
         """The examples of epoch `number`: a pure function of the seed and the number."""
         generator = random.Random(f"{self.seed}:{number}")
         changed = (
-            swap_slot_values(example, self.values, generator) if generator.random() < self.share else example
-            for example in self.examples
+            self.change(example, generator) if generator.random() < self.share else example for example in self.examples
         )
         return encode_examples(changed, self.tokenizer, self.task, max_length=self.max_length)

@@ -50,7 +50,8 @@ class TrainingSettings:
     """Optimisation of one model.
 
     learning_rate: peak. tokens_per_batch: non-padding tokens of one step. warmup_steps: linear.
-    augmentation: the share of examples of each epoch whose slot values are swapped (extraction only).
+    augmentation: the share of examples of each epoch that are changed: other slot values (extraction), words left out
+        (classification).
     gradient_clip: the largest global norm of a step's gradient.
     optimizer: `adamw`, or `muon` for the matrices of the layers and AdamW for the rest. schedule: how the learning
     rate falls, see `learning_rate_at`. label_smoothing: the share of each target spread over the vocabulary.
