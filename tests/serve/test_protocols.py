@@ -5,7 +5,9 @@ import json
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +322,7 @@ def leave(server: Running, what: str, *, after: bytes) -> None:
             assert data
             seen += data
         if not after:
-            wait_until(lambda: server.model.num_open > 0, 10)
+            wait_until(lambda: server.model.num_open > 0 or notes(), 10)
 
 
 def test_a_client_that_leaves_ends_the_chat_and_the_plugin(running: Running) -> None:
@@ -340,6 +342,14 @@ def test_a_client_that_leaves_ends_the_chat_and_the_plugin(running: Running) -> 
     running.wait_until_idle()
     with socket.create_connection(("127.0.0.1", running.port), 10) as raw:
         raw.sendall(b"POST /odd/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nab")
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(
+                lambda number: leave(running, "lines", after=(b"assistant", b"content", b"")[number % 3]), range(24)
+            )
+        )
+    running.wait_until_idle()
+    wait_until(lambda: not any(thread.name == "protocol-odd" for thread in threading.enumerate()), 10)
     assert post(running, "ask").status_code == 200
 
 
