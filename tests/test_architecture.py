@@ -30,7 +30,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "data": {"chat", "plugins"},
     "engine": {"bundle", "chat", "targets", "models", "plugins"},
     "planning": {"bundle", "engine", "models", "targets"},
-    "serve": {"engine", "bundle", "chat", "targets", "pipeline"},
+    "serve": {"engine", "bundle", "chat", "targets", "pipeline", "plugins"},
     "plugins": set(),
     "pipeline": {"engine", "plugins"},
     "train": {"data", "models", "targets"},

@@ -167,6 +167,21 @@ def test_what_hangs_is_stopped_with_its_children() -> None:
         ("tokenizer", "class Plugin:\n    def train(self, a, b): return '{}'\n", "no tokenizer.json"),
         ("tokenizer", "class Plugin:\n    def train(self, a, b): return b''\n", "gave a bytes"),
         ("sampler", "class Plugin:\n    def propose(self, a, b, c): return {'x': 1}\n", "values for ['x']"),
+        ("protocol", "class Plugin:\n    def answer(self, a, b): return 'text'\n", "GET / "),
+        (
+            "protocol",
+            "class Plugin:\n    def answer(self, a, b): return {'body': [1]}\n",
+            "a piece of the body is a int",
+        ),
+        ("protocol", "class Plugin:\n    def answer(self, a, b): return {'body': {}}\n", "write it as JSON text"),
+        ("protocol", "class Plugin:\n    def answer(self, a, b): return {'body': a['boby']}\n", "KeyError: 'boby'"),
+        ("protocol", "class Plugin:\n    def answer(self, a, b): return {'body': ''}\n", "every answer was empty"),
+        (
+            "protocol",
+            "class Plugin:\n    def answer(self, a, chat):\n"
+            "        return {'body': (1 / 0 for _ in chat({'messages': [], 'stream': True}))}\n",
+            "ZeroDivisionError",
+        ),
     ],
 )
 def test_check_finds_what_does_not_do_what_its_kind_promises(kind: str, code: str, message: str) -> None:

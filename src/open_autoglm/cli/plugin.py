@@ -11,6 +11,7 @@ import typer
 from open_autoglm.cli.output import print_json, print_line, print_table
 from open_autoglm.cli.pipeline_options import JsonOption
 from open_autoglm.errors import ConfigurationError
+from open_autoglm.plugins.interfaces import KINDS
 
 NameArgument = Annotated[str, typer.Argument(help="A plugin's name, or kind.name where two have it.")]
 
@@ -82,9 +83,7 @@ def disable_command(name: NameArgument) -> None:
 def new_command(
     kind: Annotated[
         str,
-        typer.Argument(
-            help="reader, source, cleaner, stage, sink, queue, metric, sampler, tokenizer, backend or quantizer."
-        ),
+        typer.Argument(help=f"One of {', '.join(KINDS)}."),
     ],
     name: Annotated[str, typer.Argument(help="Its name: small letters, digits and '_'.")],
     folder: Annotated[Path, typer.Option(help="Where its folder goes.")] = Path("plugins"),

@@ -10,12 +10,13 @@ import inspect
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from open_autoglm.errors import ConfigurationError, DataError
+from open_autoglm.errors import ConfigurationError, DataError, OpenAutoGLMError
 from open_autoglm.plugins.interfaces import attributes_of, methods_of
+from open_autoglm.plugins.protocol_answer import ProtocolAnswer
 
 _TEXTS: Final = ("", "plain words", "Ünïcode 北京 \U0001f600", "  <b>two</b>\n lines &amp; more  ")
 
@@ -161,6 +162,59 @@ def _check_sink(plugin: Any) -> list[str]:
     return ["counts what it writes", "takes the same key again"]
 
 
+class _FixedChat:
+    """Stands for a served model that always says the same. num_asked: how often it was asked."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def __call__(self, body: Mapping[str, Any]) -> Any:
+        """A completion, or its chunks, as the server makes them."""
+        json.dumps(dict(body))
+        self.num_asked += 1
+        head = {"id": "chatcmpl-check", "created": 1, "model": self.models()[0]}
+        usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+        if body.get("stream") is True:
+            return self._chunks({**head, "object": "chat.completion.chunk"}, usage)
+        message = {"role": "assistant", "content": "an answer", "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+        return {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
+
+    def models(self) -> Sequence[str]:
+        """One name."""
+        return ["checked"]
+
+    def _chunks(self, head: Mapping[str, Any], usage: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+        for delta in ({"role": "assistant", "content": ""}, {"content": "an "}, {"content": "answer"}, {}):
+            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None if delta else "stop"}
+            yield {**head, "choices": [choice]}
+        yield {**head, "choices": [], "usage": usage}
+
+
+def _check_protocol(plugin: Any) -> list[str]:
+    chat, num_bytes = _FixedChat(), 0
+    asked = {"model": "checked", "messages": [{"role": "user", "content": "a question"}]}
+    bodies = {
+        "text/plain": (b"", b"a question", b"\xff\xfe"),
+        "application/json": (b"{}", b"[1", json.dumps(asked).encode(), json.dumps({**asked, "stream": True}).encode()),
+    }
+    requests = [("GET", "text/plain", b""), *(("POST", kind, body) for kind, some in bodies.items() for body in some)]
+    for path in ("/", "/api/chat", "/v1/messages", "/no/such/place"):
+        for method, kind, body in requests:
+            headers = {"content-type": kind, "content-length": str(len(body))}
+            request = {"method": method, "path": path, "query": {}, "headers": headers, "body": body}
+            try:
+                answer = ProtocolAnswer.of(plugin.answer(request, chat))
+                num_bytes += sum(map(len, answer.pieces()))
+            except OpenAutoGLMError:
+                continue  # the server makes an answer of it
+            except Exception as error:  # noqa: BLE001 - whatever a plugin raises is what is wrong with it
+                what = f"{method} {path} with the body {body[:40]!r}"
+                raise ConfigurationError(f"{what} raised {type(error).__name__}: {error}") from None
+    _expect(num_bytes > 0, "every answer was empty")
+    return ["gives answers of the right form", *(["asks the model"] if chat.num_asked else [])]
+
+
 _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "cleaner": _check_cleaner,
     "reader": _check_reader,
@@ -170,4 +224,5 @@ _CHECKS: Final[dict[str, Callable[[Any], list[str]]]] = {
     "quantizer": _check_quantizer,
     "source": _check_source,
     "sink": _check_sink,
+    "protocol": _check_protocol,
 }

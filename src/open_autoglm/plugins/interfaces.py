@@ -7,7 +7,7 @@ made by the pipeline, with its settings (`open_autoglm.pipeline.stage` says how)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -168,6 +168,48 @@ class Queue(Protocol):
         ...
 
 
+class Chunks(Iterator[Mapping[str, Any]], Protocol):
+    """The chunks of a streamed answer, in order."""
+
+    def close(self) -> None:
+        """Stop the answer: the model computes no more of it."""
+        ...
+
+
+class Chat(Protocol):
+    """The served models, as the caller of a request may use them. Made for one request, and only good while it runs."""
+
+    def __call__(self, body: Mapping[str, Any]) -> Any:
+        """Ask a model. body: that of `POST /v1/chat/completions`, with the same fields, limits and quotas.
+
+        Returns the chat completion, a dictionary; with `"stream": True` its `Chunks`, once the first token is there.
+        Raises what the server refuses as `open_autoglm.serve.error_shape.HttpError`: a `RequestError` with the `status`
+        that it would have, so such as 400, 403, 404, 429 or 503; the iterator does too. If the client has gone, raises
+        an exception that is no `Exception`, so that it ends the plugin's work like `KeyboardInterrupt` would.
+        """
+        ...
+
+    def models(self) -> Sequence[str]:
+        """The names of the models that the caller may ask, the default first."""
+        ...
+
+
+class ProtocolPlugin(Protocol):
+    """Answers requests of another protocol over HTTP; `serve --protocol NAME` takes it, below the path `/NAME`."""
+
+    def answer(self, request: Mapping[str, Any], chat: Chat) -> Mapping[str, Any]:
+        """The answer to a request. Is called by several threads at one time, a thread of its own for each request.
+
+        request: `method`; `path`, what follows `/NAME`, beginning with '/'; `query`, the last value of each name;
+        `headers`, names in small letters, without keys and cookies; `body`, bytes.
+        Returns `body`: bytes, a text, or an iterable of those, which is sent as it comes, and closed if the client
+        leaves; and if wanted `status` (200), `content_type` (`application/json`) and `headers`, texts by name.
+        Whatever it raises is an answer too: an HttpError of `chat` in OpenAI's shape, anything else a 500. An iterable
+        may raise so before it has given anything; after that the connection is cut.
+        """
+        ...
+
+
 KINDS: Final[dict[str, type]] = {
     "reader": Reader,
     "source": Source,
@@ -180,6 +222,7 @@ KINDS: Final[dict[str, type]] = {
     "metric": MetricPlugin,
     "sink": Sink,
     "queue": Queue,
+    "protocol": ProtocolPlugin,
 }
 """Kind -> its interface."""
 

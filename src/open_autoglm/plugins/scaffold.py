@@ -318,6 +318,46 @@ def test_a_message_comes_until_it_is_acknowledged(tmp_path):
     assert list(queue.receive()) == []
 """,
     ),
+    "protocol": (
+        '''
+_TEXT = "text/plain; charset=utf-8"
+
+
+class CLASS:
+    """A question as plain text is answered in plain text: `serve --protocol NAME`, then POST to /NAME."""
+
+    def answer(self, request, chat):
+        """Ask the model what the body asks."""
+        if request["method"] != "POST":
+            return {"status": 405, "content_type": _TEXT, "headers": {"allow": "POST"}, "body": "POST a question\\n"}
+        try:
+            question = request["body"].decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            return {"status": 400, "content_type": _TEXT, "body": f"no UTF-8 text (byte {error.start})\\n"}
+        if not question:
+            return {"status": 400, "content_type": _TEXT, "body": "the body is empty: send a question\\n"}
+        chunks = chat({"messages": [{"role": "user", "content": question}], "stream": True})
+        return {"content_type": _TEXT, "body": self._texts(chunks)}
+
+    def _texts(self, chunks):
+        """What is new in each chunk, sent as it comes."""
+        for chunk in chunks:
+            for choice in chunk["choices"]:
+                yield choice["delta"].get("content") or ""
+        yield "\\n"
+''',
+        """
+def test_a_question_in_an_answer_out():
+    def chat(body):
+        assert body["messages"] == [{"role": "user", "content": "how are you?"}] and body["stream"]
+        return iter([{"choices": [{"delta": {"content": text}}]} for text in ("very ", "well")])
+
+    request = {"method": "POST", "path": "/", "query": {}, "headers": {}, "body": b"how are you?\\n"}
+    assert "".join(CLASS().answer(request, chat)["body"]) == "very well\\n"
+    assert CLASS().answer({**request, "body": b""}, chat)["status"] == 400
+    assert CLASS().answer({**request, "method": "GET"}, chat)["status"] == 405
+""",
+    ),
 }
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from open_autoglm.engine import LLM
     from open_autoglm.serve.grpc.grpc_server import GrpcServer
     from open_autoglm.serve.pipelines.pipeline_desk import PipelineDesk
+    from open_autoglm.serve.protocols.protocol_plugins import Protocols
 
 
 def create_app(llm: LLM, settings: ServeSettings) -> Starlette:
@@ -51,13 +52,15 @@ def create_app(llm: LLM, settings: ServeSettings) -> Starlette:
     return app
 
 
-def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | None = None) -> Starlette:
+def create_app_of(
+    models: Models, settings: ServeSettings, tls: ServerContext | None = None, protocols: Protocols | None = None
+) -> Starlette:
     """The application over models that may live elsewhere. It starts and stops them.
 
     `app.state` has `models`, `guards` and `watch`; with a `grpc_port` also the gRPC twin, `grpc`, which it starts and
-    stops too. tls: for that one.
+    stops too. tls: for that one. protocols: as `make_protocols` makes them of the settings; made here if not given.
     Raises ConfigurationError or StorageError for a key file, or a folder or database of pipelines, that cannot be
-    used, ConfigurationError for traces that cannot be sent.
+    used, ConfigurationError for traces that cannot be sent, and for a protocol that is not there.
     """
     watch = Watch(models, settings.watching)
 
@@ -83,18 +86,32 @@ def create_app_of(models: Models, settings: ServeSettings, tls: ServerContext | 
     guards = install_guards(app, settings, identity_of(models))
     app.add_middleware(WatchGate, watch=watch, routes=lambda: app.routes)  # around the guards
     beside = app.state.grpc = None if settings.grpc_port is None else _grpc_server(models, guards, watch, tls)
-    app.add_route("/v1/chat/completions", ChatRoute(models, settings).answer, methods=["POST"])
+    chat = ChatRoute(models, settings)
+    app.add_route("/v1/chat/completions", chat.answer, methods=["POST"])
     app.add_route("/v1/completions", CompletionRoute(models, settings).answer, methods=["POST"])
     app.add_route("/v1/embeddings", EmbeddingRoute(models, settings).answer, methods=["POST"])
     app.add_route("/v1/classify", ClassifyRoute(models, settings).answer, methods=["POST"])
     app.add_route("/tokenize", TokenizeRoutes(models, settings).tokenize, methods=["POST"])
     app.add_route("/detokenize", TokenizeRoutes(models, settings).detokenize, methods=["POST"])
+    if settings.protocol:
+        _protocols(app, models, settings, chat, protocols)
     desk = None if settings.pipelines.pipelines is None else _pipelines(app, settings)
     add_docs_routes(app, with_pipelines=desk is not None)
     add_health_routes(app, models)
     add_metrics_route(app, watch)
     mount_playground(app)
     return app
+
+
+def _protocols(
+    app: Starlette, models: Models, settings: ServeSettings, chat: ChatRoute, protocols: Protocols | None
+) -> None:
+    from open_autoglm.serve.protocols.inner_chat import InnerChat
+    from open_autoglm.serve.protocols.protocol_plugins import make_protocols
+    from open_autoglm.serve.protocols.protocol_route import mount_protocols
+
+    inner = InnerChat(models, chat, app.state.guards, app.state.watch)
+    mount_protocols(app, make_protocols(settings.protocol) if protocols is None else protocols, inner, settings)
 
 
 def _pipelines(app: Starlette, settings: ServeSettings) -> PipelineDesk:

@@ -57,6 +57,14 @@ def error_response(error: OpenAutoGLMError) -> JSONResponse:
     return JSONResponse(body, status, headers)
 
 
+def fault_in(status: int, body: Any, headers: Mapping[str, str] | None = None) -> HttpError:
+    """The fault that an answer with this status and JSON body tells of: `error_body` the other way round."""
+    found = body.get("error") if isinstance(body, Mapping) else None
+    fields: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    message = fields.get("message") or "the server gives no reason"
+    return HttpError(status, str(message), fields.get("param"), fields.get("code"), headers)
+
+
 def install_error_handlers(app: Starlette) -> None:
     """Give every fault of an application, known or not, the same shape; unknown ones show no internals."""
 

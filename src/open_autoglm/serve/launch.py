@@ -65,6 +65,11 @@ def launch(plan: LaunchPlan, settings: ServeSettings, reread: Callable[[], Serve
     tls = tls_context(settings.tls)
     if settings.access.api_keys is not None:
         read_keys(Path(settings.access.api_keys))  # what is wrong with it is told before anything is loaded
+    protocols = None
+    if settings.protocol:  # likewise
+        from open_autoglm.serve.protocols.protocol_plugins import make_protocols
+
+        protocols = make_protocols(settings.protocol)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(open_socket(settings))
         pid_file = None
@@ -93,6 +98,7 @@ def launch(plan: LaunchPlan, settings: ServeSettings, reread: Callable[[], Serve
             reread=reread,
             reload_models=reload_models,
             pid_file=pid_file,
+            protocols=protocols,
         )
 
 

@@ -28,6 +28,7 @@ from open_autoglm.serve.watching.log_output import logging_to_stderr
 
 if TYPE_CHECKING:
     from open_autoglm.serve.grpc.grpc_server import GrpcServer
+    from open_autoglm.serve.protocols.protocol_plugins import Protocols
 
 _CLOSING_SECONDS: Final = 5
 """What connections get to take their last bytes once the engine is done."""
@@ -89,16 +90,18 @@ def run_server(
     reread: Callable[[], ServeSettings] | None = None,
     reload_models: Callable[[], Awaitable[str]] | None = None,
     pid_file: PidFile | None = None,
+    protocols: Protocols | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; answers in work get `settings.drain_seconds` to end, a second signal ends them.
 
     listener: where to listen. started: the program's begin by `time.monotonic`. tls: as `tls_context` made it.
     reread: reads the settings again, on SIGHUP; reload_models: takes the models anew then. pid_file: written once
-    SIGHUP does that. The log goes to stderr; one line of it says the URL when the server is ready.
+    SIGHUP does that. protocols: see `create_app_of`. The log goes to stderr; one line of it says the URL when the
+    server is ready.
     Raises ConfigurationError or StorageError for a key file that cannot be used, and what loading the models raises.
     """
     settings = with_open_files(settings)
-    app = create_app_of(models, settings, tls)
+    app = create_app_of(models, settings, tls, protocols)
     config = uvicorn.Config(
         app,
         **connection_options(settings, tls),

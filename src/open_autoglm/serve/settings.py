@@ -19,6 +19,7 @@ from open_autoglm.serve.guards.guard_settings import (
 )
 from open_autoglm.serve.option_fields import option
 from open_autoglm.serve.pipelines.pipeline_settings import PipelineSettings
+from open_autoglm.serve.protocols.protocol_names import check_protocol_names
 from open_autoglm.serve.watching.watch_settings import WatchSettings
 
 DEFAULT_HOST: Final = "127.0.0.1"
@@ -40,6 +41,7 @@ class ServeSettings:
     `allow_unauthenticated`. served_model_name: the bundle's own name if not given.
     max_body: bytes of a request. max_choices: of `n`. max_generated: tokens of one request, `n` times `max_tokens`.
     max_queued: choices in work and waiting. drain_seconds: what running answers get after SIGTERM.
+    protocol: plugins that answer below `/NAME`.
     Raises ConfigurationError for a setting that cannot be.
     """
 
@@ -54,6 +56,9 @@ class ServeSettings:
     max_generated: int = option(262_144, "Tokens generated for one request, `n` times `max_tokens`.")
     max_queued: int = option(1024, "Answers in work and waiting.")
     drain_seconds: float = option(30.0, "What running answers get to end after SIGTERM.")
+    protocol: tuple[str, ...] = option(
+        (), "A plugin of the kind `protocol`, whose clients find it at /NAME; again for more."
+    )
     access: AccessSettings = field(default_factory=AccessSettings)
     rates: RateSettings = field(default_factory=RateSettings)
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
@@ -77,6 +82,7 @@ class ServeSettings:
             0 <= self.drain_seconds < float("inf")
         ):
             raise ConfigurationError("the limits of a server must be at least 1")
+        check_protocol_names(self.protocol)
 
     @property
     def asks_for_a_key(self) -> bool:

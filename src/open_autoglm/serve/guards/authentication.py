@@ -41,7 +41,11 @@ SCOPE_OF_ROUTE: Final = (
 METRICS_ROUTE: Final = "/metrics"
 """Public too, where the operator says so."""
 _PUBLIC: Final = frozenset(PUBLIC_ROUTES)
+CHAT_ROUTE: Final = "/v1/chat/completions"
+"""What requests of protocols need a key for: they ask models."""
 _METRICS_PUBLIC: Final = "metrics_public"
+_PROTOCOL: Final = "protocol"
+_CALLER: Final = "caller"
 _SIGNED: Final = "signed"
 _CHECK_SECONDS: Final = 1.0
 """How often the key file is looked at."""
@@ -75,7 +79,13 @@ ANONYMOUS: Final = Caller()
 
 def caller_of(scope: Scope) -> Caller:
     """Who makes the request, for routes behind the gate."""
-    return scope.get("state", {}).get("caller", ANONYMOUS)
+    return scope.get("state", {}).get(_CALLER, ANONYMOUS)
+
+
+def let_in(scope: Scope, caller: Caller) -> None:
+    """Say who makes the request."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    state[_CALLER] = caller
 
 
 class KeyRing:
@@ -192,12 +202,11 @@ class KeyGate:
             return
         try:
             sent = [value for name, value in scope["headers"] if name == b"authorization"]
-            caller = authorized(ring, sent, scope["path"])
+            caller = authorized(ring, sent, CHAT_ROUTE if is_of_protocol(scope) else scope["path"])
         except HttpError as fault:
             await error_response(fault)(scope, receive, send)
             return
-        state: dict[str, Any] = scope.setdefault("state", {})
-        state["caller"] = caller
+        let_in(scope, caller)
         await self._app(scope, receive, send)
 
 
@@ -219,3 +228,14 @@ def let_sender_sign(scope: Scope) -> None:
     """Ask for no key: the route looks at the sender's signature. The limits of its address hold."""
     state: dict[str, Any] = scope.setdefault("state", {})
     state[_SIGNED] = True
+
+
+def note_protocol(scope: Scope) -> None:
+    """Take a request for one of a protocol's: it needs a key as the chat route does, and asks models by itself."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    state[_PROTOCOL] = True
+
+
+def is_of_protocol(scope: Scope) -> bool:
+    """Whether a protocol's plugin answers the request."""
+    return scope.get("state", {}).get(_PROTOCOL) is True

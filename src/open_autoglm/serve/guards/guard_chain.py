@@ -19,6 +19,7 @@ from open_autoglm.serve.guards.authentication import (
     KeyRing,
     let_metrics_be_read,
     let_sender_sign,
+    note_protocol,
 )
 from open_autoglm.serve.guards.browser_guard import BrowserPolicy, CorsGate, HostGate, SecurityHeaders, local_hosts
 from open_autoglm.serve.guards.cache_gate import CacheGate, IdentifyModel, ModelIdentity
@@ -32,6 +33,7 @@ from open_autoglm.serve.guards.request_limits import HeaderLimits, RequestTimeou
 from open_autoglm.serve.guards.response_cache import MemoryCache
 from open_autoglm.serve.option_fields import options_of
 from open_autoglm.serve.pipelines.pipeline_settings import HOOKS_PREFIX
+from open_autoglm.serve.protocols.protocol_names import protocol_of
 from open_autoglm.serve.settings import ServeSettings, is_loopback
 
 
@@ -106,8 +108,7 @@ class Guards:
 
     def around(self, app: ASGIApp) -> ASGIApp:
         """The application behind all guards; a request meets them from the last line up."""
-        app = CacheGate(app, lambda: self._cache, self._identify, self.settings.max_body)
-        app = RateGate(app, self._limiter, lambda: self._policy.rates)
+        app = self.around_answers(app)
         app = KeyGate(app, lambda: self._policy.ring)
         app = AddressGate(app, self._limiter, lambda: self._policy.rates)
         app = RequestTimeout(app, self._connections)
@@ -115,6 +116,11 @@ class Guards:
         app = HostGate(app, lambda: self._policy.browsers)
         app = SecurityHeaders(app)
         return HeaderLimits(app, self._connections)
+
+    def around_answers(self, app: ASGIApp) -> ASGIApp:
+        """The application behind the guards that look at what models are asked: the caller's limits, and the cache."""
+        app = CacheGate(app, lambda: self._cache, self._identify, self.settings.max_body)
+        return RateGate(app, self._limiter, lambda: self._policy.rates)
 
     def tick(self) -> None:
         """Keep what keys used today, now and then, beside the event loop."""
@@ -138,6 +144,7 @@ class _GuardChain:
         self._app, self._guards = app, guards
         self._guarded = guards.around(app)
         self._takes_webhooks = guards.settings.pipelines.pipelines is not None
+        self._protocols = frozenset(guards.settings.protocol)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass start and stop on, and requests through the guards."""
@@ -148,6 +155,8 @@ class _GuardChain:
             let_metrics_be_read(scope)
         if self._takes_webhooks and scope["method"] == "POST" and scope["path"].startswith(HOOKS_PREFIX):
             let_sender_sign(scope)
+        if self._protocols and protocol_of(scope["path"]) in self._protocols:
+            note_protocol(scope)
         await self._guarded(scope, receive, send)
         self._guards.tick()
 

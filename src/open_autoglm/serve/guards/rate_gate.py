@@ -12,16 +12,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from open_autoglm.errors import OpenAutoGLMError
 from open_autoglm.serve.error_shape import error_response
-from open_autoglm.serve.guards.authentication import Caller, caller_of, is_public
+from open_autoglm.serve.guards.authentication import Caller, caller_of, is_of_protocol, is_public
 from open_autoglm.serve.guards.body_ahead import body_ahead
 from open_autoglm.serve.guards.client_address import client_address
 from open_autoglm.serve.guards.guard_settings import RateSettings
-from open_autoglm.serve.guards.rate_limits import RateLimiter, TokenMeter
+from open_autoglm.serve.guards.rate_limits import Admission, RateLimiter, TokenMeter
 
 _BYTES_PER_TOKEN: Final = 4
 """For the reservation of a prompt, whose tokens are counted later."""
 _MOST: Final = 10**9
 _MAX_REPORT: Final = 16 * 1024 * 1024
+_ADMISSION: Final = "admission"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class RateGate:
 
     Bodies are looked into only where a limit on tokens or models holds. The `usage` of an answer that is not streamed
     corrects its reservation; a route that streams calls its meter.
+    A request of a protocol is counted, and its admission kept for what it asks first (`take_admission`), which comes
+    through a gate of its own with its tokens.
     """
 
     def __init__(self, app: ASGIApp, limiter: RateLimiter, policy: Callable[[], RatePolicy]) -> None:
@@ -67,15 +70,18 @@ class RateGate:
             await self._app(scope, receive, send)
             return
         policy, caller = self._policy(), caller_of(scope)
+        state: dict[str, Any] = scope.setdefault("state", {})
         try:
-            counts_address = policy.rates.address_tokens_per_minute is not None
-            address = client_address(scope, policy.trusted) if counts_address else ""
-            admission = self._limiter.admit(caller, address, policy.rates)
+            admission = take_admission(scope) or self._admit(scope, caller, policy)
         except OpenAutoGLMError as error:
             await error_response(error)(scope, receive, send)
             return
         if admission.is_free and caller.models is None:
             await self._app(scope, receive, send)
+            return
+        if is_of_protocol(scope):
+            state[_ADMISSION] = admission
+            await self._app(scope, receive, _with_headers(send, admission.headers))
             return
         meter = admission.meter
         try:
@@ -85,9 +91,8 @@ class RateGate:
                 if ahead.value is not None:
                     reserve(caller, meter, ahead.value, len(ahead.body))
         except OpenAutoGLMError as error:
-            await error_response(error)(scope, receive, _with_headers(send, admission.headers()))
+            await error_response(error)(scope, receive, _with_headers(send, admission.headers))
             return
-        state: dict[str, Any] = scope.setdefault("state", {})
         state["token_meter"] = meter
 
         failed = False
@@ -118,6 +123,23 @@ class RateGate:
         finally:
             meter.close(failed=failed)
 
+    def _admit(self, scope: Scope, caller: Caller, policy: RatePolicy) -> Admission:
+        counts_address = policy.rates.address_tokens_per_minute is not None
+        address = client_address(scope, policy.trusted) if counts_address else ""
+        return self._limiter.admit(caller, address, policy.rates)
+
+
+def take_admission(scope: Scope) -> Admission | None:
+    """The admission that was kept with a request, once; none if there is none."""
+    return scope.setdefault("state", {}).pop(_ADMISSION, None)
+
+
+def give_admission(scope: Scope, admission: Admission | None) -> None:
+    """Let a request in under an admission that was given already; nothing for none."""
+    if admission is not None:
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state[_ADMISSION] = admission
+
 
 def reserve(caller: Caller, meter: TokenMeter, body: Mapping[str, Any], num_bytes: int) -> None:
     """Reserve what a request may use. body: the fields of a REST request. num_bytes: of it as it came.
@@ -145,11 +167,13 @@ def _total_tokens(answer: bytes) -> int | None:
     return total if isinstance(total, int) and total >= 0 else None
 
 
-def _with_headers(send: Send, headers: dict[str, str]) -> Send:
+def _with_headers(send: Send, headers: Callable[[], Mapping[str, str]]) -> Send:
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
             present = {name for name, _ in message.get("headers", ())}
-            added = [(name.encode(), value.encode()) for name, value in headers.items() if name.encode() not in present]
+            added = [
+                (name.encode(), value.encode()) for name, value in headers().items() if name.encode() not in present
+            ]
             message = {**message, "headers": [*message.get("headers", ()), *added]}
         await send(message)
 

@@ -69,7 +69,7 @@ async def reply_to(request: Request, models: Models, name: str, question: Questi
 
 async def unless_gone(request: Request, work: Awaitable[_Result]) -> _Result | None:
     """The result of `work`, or nothing if the client goes away first; `work` is cancelled then."""
-    async with _WhileThere(request.receive):
+    async with WhileThere(request.receive):
         return await work
     return None
 
@@ -97,14 +97,14 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
-        async with aclosing(self._events) as events, _WhileThere(receive):
+        async with aclosing(self._events) as events, WhileThere(receive):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for data in events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class _WhileThere:
+class WhileThere:
     """Cancels what is done within it when the client goes away, and goes on after it, as `asyncio.timeout` does."""
 
     def __init__(self, receive: Receive) -> None:
