@@ -16,6 +16,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
 from tokenizers import Tokenizer
 
+from open_autoglm.engine.copied_strings import CopiedStrings, CopiedWords, TokenBytes
 from open_autoglm.engine.schema_patterns import with_ecma_patterns
 from open_autoglm.engine.task_grammar import TaskGrammar, substring_grammar
 from open_autoglm.errors import EngineError, RequestError
@@ -38,6 +39,8 @@ MAX_SCHEMA_STRING: Final = 8 * 1024
 MAX_CHOICES: Final = 2000
 _MAX_DEPTH: Final = 100
 _CACHED: Final = 64
+_MOST_FOLLOWED: Final = 32_768
+"""Tokens of a vocabulary whose bytes are held as a tree."""
 _DEEP_STACK: Final = 64 * 1024 * 1024
 _STACK_SIZE: Final = threading.Lock()  # the size of new threads' stacks is a setting of the process
 
@@ -118,10 +121,13 @@ class GuideSpec:
 
 
 class Guide:
-    """The state of one answer in its grammar. Used by one request, in one thread at a time."""
+    """The state of one answer in its grammar. Used by one request, in one thread at a time.
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    copied: follows the strings that are copied from the input, where the grammar takes any.
+    """
+
+    def __init__(self, matcher: LLMatcher, copied: CopiedStrings | None = None) -> None:
+        self._matcher, self._copied = matcher, copied
 
     @property
     def is_finished(self) -> bool:
@@ -130,7 +136,7 @@ class Guide:
 
     def copy(self) -> Guide:
         """A guide in the same state, for another answer to the same request."""
-        return Guide(self._matcher.deep_copy())
+        return Guide(self._matcher.deep_copy(), None if self._copied is None else self._copied.copy())
 
     def fill_mask(self, mask: np.ndarray, row: int) -> None:
         """Write the allowed tokens, one bit each, into `mask[row]`; mask: int32[rows, ceil(vocab_size / 32)].
@@ -140,11 +146,15 @@ class Guide:
         llguidance.numpy.fill_next_token_bitmask(self._matcher, mask, row)
         if self._matcher.is_error():
             raise RequestError(f"the answer can no longer be guided: {_first_line(self._matcher.get_error())}")
+        if self._copied is not None:
+            self._copied.restrict(mask[row])
 
     def accept(self, token_id: int) -> None:
         """Go on by a token that the mask allowed. Raises RequestError if it does not fit."""
         if not self._matcher.consume_token(token_id):
             raise RequestError(f"the answer can no longer be guided: {_first_line(self._matcher.get_error())}")
+        if self._copied is not None:
+            self._copied.advance(token_id)
 
 
 class GuideCompiler:
@@ -159,6 +169,8 @@ class GuideCompiler:
         self._tokenizer = self._load(tokenizer.to_str())
         self._tagged: LLTokenizer | None = None
         self._task: tuple[Task, TaskGrammar] | None = None
+        self._copying: tuple[Task, LLMatcher] | None = None
+        self._token_bytes: TokenBytes | None = None
         self._limits = LLParserLimits(verbose_errors=False)
         self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
@@ -183,6 +195,10 @@ class GuideCompiler:
         if known is None or known[0] is not task:
             known = self._task = (task, TaskGrammar(task))
         grammar = known[1]
+        words = grammar.words(input_text)
+        if words and grammar.shape is not None and self._vocab_size <= _MOST_FOLLOWED:
+            matcher = self._any_copied(task, grammar)
+            return Guide(matcher.deep_copy(), CopiedStrings(self._bytes(), grammar.shape, CopiedWords(words)))
         if grammar.depends_on_input:
             text = FREE_TOKENS + grammar.text(input_text)
             return Guide(self._compile(text, "the task's guide cannot take this input", "messages"))
@@ -192,6 +208,25 @@ class GuideCompiler:
             matcher = self._compile(FREE_TOKENS + grammar.text(""), "the task's answer schema cannot be guided", None)
             self._keep(key, matcher)
         return Guide(matcher.deep_copy())
+
+    def _any_copied(self, task: Task, grammar: TaskGrammar) -> LLMatcher:
+        found = self._copying
+        if found is None or found[0] is not task:
+            complaint = "the task's answer schema cannot be guided"
+            found = self._copying = (task, self._compile(FREE_TOKENS + grammar.text_of_any(), complaint, None))
+        return found[1]
+
+    def _bytes(self) -> TokenBytes:
+        if self._token_bytes is None:
+            tokens = self._tokenizer
+            known = (range(tokens.vocab_size), self._stop_token_ids)
+            self._token_bytes = TokenBytes(
+                [
+                    b"" if one in known[1] or tokens.is_special_token(one) else tokens.decode_bytes([one])
+                    for one in known[0]
+                ]
+            )
+        return self._token_bytes
 
     def know_tags(self, tags: Collection[str]) -> None:
         """Make ready for `compile_calls`. tags: tokens that no text is made of, as no text is made of control tokens.

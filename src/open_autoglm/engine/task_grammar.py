@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from open_autoglm.engine.copied_strings import CopyShape
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.task import Task
 from open_autoglm.words import split_words
@@ -28,6 +29,7 @@ _TERMINALS: Final[dict[str, str]] = {
     "INTEGER": r"/-?(0|[1-9][0-9]{0,18})/",
     "NUMBER": r"/-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,20})?(e[+-][0-9]{2,3})?/",
 }
+_ANY_TEXT: Final = r"""/([^"\\\x00-\x1f]|\\["\\bfnrt]|\\u00[01][0-9a-f])+/"""
 _ANNOTATIONS: Final = frozenset(
     ("$schema", "$id", "$comment", "title", "description", "default", "examples", "additionalProperties")
 )
@@ -54,6 +56,8 @@ class TaskGrammar:
     def __init__(self, task: Task) -> None:
         self.depends_on_input = False
         """Whether the grammar differs from input to input."""
+        self.shape: CopyShape | None = None
+        """Where strings are copied, if `CopiedStrings` can follow them beside `text_of_any`."""
         if task.labels:
             self._with_words = self._without = "start: " + "\n  | ".join(_literal(label) for label in task.labels)
             return
@@ -63,11 +67,22 @@ class TaskGrammar:
         self._with_words = writer.grammar(task.answer_schema)
         self._without = _GrammarWriter(copies=False).grammar(task.answer_schema)
         self.depends_on_input = writer.has_copied
+        if self.depends_on_input:
+            self.shape = CopyShape.of(task.answer_schema)
+
+    def words(self, input_text: str) -> list[str]:
+        """The words of an input that strings are copied from; none where any string will do."""
+        words = split_words(input_text) if self.depends_on_input and len(input_text) <= _MAX_INPUT else []
+        return words if any(word.strip() for word in words) else []
+
+    def text_of_any(self) -> str:
+        """The grammar in which a copied string is any text that is not empty."""
+        return self._with_words + f"COPIED: {_ANY_TEXT}\n"
 
     def text(self, input_text: str) -> str:
         """The grammar of all valid answers to an input."""
-        words = split_words(input_text) if self.depends_on_input and len(input_text) <= _MAX_INPUT else []
-        if not any(word.strip() for word in words):
+        words = self.words(input_text)
+        if not words:
             return self._without
         escaped = [json.dumps(word, ensure_ascii=False)[1:-1] for word in words]
         return self._with_words + "".join(f"{name}: {rule}\n" for name, rule in _run_of_words(escaped).items())
