@@ -106,7 +106,7 @@ class _Branch:
         return self._below
 
     def _walk(self) -> Iterator[int]:
-        left = [self]
+        left: list[_Branch] = [self]
         while left:
             branch = left.pop()
             yield from branch.ends
@@ -169,7 +169,7 @@ class CopiedStrings:
             if bits[byte] & bit and not self._fits(self._vocabulary.tokens[token_id]):
                 bits[byte] &= 0xFF ^ bit
 
-    def _collect(self, root: _Branch, places: tuple[int, ...], allowed: np.ndarray) -> None:
+    def _collect(self, root: _Branch, places: Sequence[int], allowed: np.ndarray) -> None:
         """Mark what goes on in the input, and what ends the string and goes on as the grammar says."""
         text, ends = self._words.text, self._words.ends
         # Nothing is written before the first byte, so the string cannot end there even where a word does.
@@ -316,7 +316,7 @@ class _Place:
             if self._in_key:
                 shape, _, _ = self._levels[-1]
                 self._levels[-1] = (shape, True, False)
-                self._value = shape.keys.get(_text_of(self._key))
+                self._value = shape.keys.get(_text_of(self._key) or "")
                 self._in_key, self._key = False, b""
             return
         if self._in_key:

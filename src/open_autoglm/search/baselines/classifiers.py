@@ -29,7 +29,7 @@ class TunedClassifier:
         work = sum(map(len, texts)) * len(set(labels))
         families = _FEATURES if work <= 10 * _CHEAP else _FEATURES[:1]
         costs = _COSTS if work <= _CHEAP else _COSTS[: 2 if work <= 10 * _CHEAP else 1]
-        self._best = -1.0
+        self._best, kept = -1.0, (None, None)
         for make in families:
             features = make()
             matrices = features.fit_transform(list(texts)), features.transform(list(queries))
