@@ -6,13 +6,19 @@ import atexit
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import certifi
 import pytest
 
+from tests.thoroughness import THOROUGH
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Each file of ours is compiled once, and not again in each of the hundreds of processes that the tests start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 if "OPEN_AUTOGLM_CACHE" not in os.environ:
     os.environ["OPEN_AUTOGLM_CACHE"] = tempfile.mkdtemp(prefix="open-autoglm-tests-")
     atexit.register(shutil.rmtree, os.environ["OPEN_AUTOGLM_CACHE"], ignore_errors=True)
@@ -47,7 +53,7 @@ _LONG = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first, so that no core waits for them at the end (with --no-loadscope-reorder)."""
-    if os.environ.get("OPEN_AUTOGLM_THOROUGH") != "1":
+    if not THOROUGH:
         skip = pytest.mark.skip(reason="takes long: `make thorough` runs it")
         for item in items:
             if item.get_closest_marker("thorough"):
