@@ -62,6 +62,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """What takes all cores in this process, as an engine and most commands do, leaves the tests after it only one."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart() -> None:
     """What collecting the tests makes stays to the end: the garbage collector need not go over it again and again."""
     gc.disable()

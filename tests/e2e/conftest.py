@@ -59,8 +59,6 @@ def run_here(*arguments: str | Path, text: str = "") -> subprocess.CompletedProc
             main()
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        finally:
-            back_to_one_thread()
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
@@ -80,14 +78,7 @@ def build_here(*arguments: str | Path) -> dict:
         log, events = logging.getLogger("test"), EventLog(folder)
         context = StageContext(folder, name, {}, 1, f"{folder.name}/{name}", None, log, events)
         packet = load_target(target)(packet, context)
-    back_to_one_thread()
     return packet.payload["bundle"]
-
-
-def back_to_one_thread() -> None:
-    """A command takes all cores if it is not told otherwise; the tests after it have one, as `environment` says."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def environment() -> dict[str, str]:
