@@ -33,21 +33,21 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # those inherit it
 _LONG = (
     "tests/e2e/test_build.py",  # makes the build that the others in its folder share
     "tests/native/",
-    "tests/pipeline/test_worker_kill.py",
-    "tests/e2e/test_tasks.py",
-    "tests/pipeline/test_random_pipelines.py",
-    "tests/e2e/",
-    "tests/pipeline/test_pipeline_kill.py",
-    "tests/compress/test_quantize_checkpoint.py",
-    "tests/engine/test_command_flags.py",
-    "tests/search/",
     "tests/serve/test_playground.py",
-    "tests/serve/test_fuzzing.py",
-    "tests/data/test_s",
+    "tests/pipeline/test_pipeline_kill.py",
+    "tests/pipeline/triggers/",
+    "tests/serve/test_connection_limits.py",
+    "tests/compress/test_quantize_checkpoint.py",
     "tests/pipeline/",
+    "tests/serve/pipelines/",
+    "tests/serve/grpc/test_life.py",
+    "tests/serve/test_s",
+    "tests/serve/test_tools.py",
     "tests/plugins/",
-    "tests/cli/",
-    "tests/compress/",
+    "tests/e2e/",
+    "tests/engine/test_c",
+    "tests/search/",
+    "tests/serve/",
 )
 
 

@@ -24,7 +24,7 @@ from open_autoglm.build_pipeline import STEPS
 from open_autoglm.cli import main
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.pipeline.events import EventLog
-from open_autoglm.pipeline.stage import load_target
+from open_autoglm.pipeline.stage import load_target, make_stage, packets_of
 
 SPACE = Path(__file__).with_name("small_space.yaml")
 PLAN = ("--steps", "27", "--trials", "2", "--space", str(SPACE))  # the least that a build may have
@@ -77,7 +77,8 @@ def build_here(*arguments: str | Path) -> dict:
     for name, target in STEPS.items():
         log, events = logging.getLogger("test"), EventLog(folder)
         context = StageContext(folder, name, {}, 1, f"{folder.name}/{name}", None, log, events)
-        packet = load_target(target)(packet, context)
+        result = make_stage(load_target(target), {}).invoke(packet, context)
+        [packet] = packets_of(result, packet, name)
     return packet.payload["bundle"]
 
 

@@ -55,7 +55,7 @@ def test_health_and_ready_tell_a_stopped_engine_and_streams_end_with_a_word(dial
         assert httpx.get(f"{running.url}/models", timeout=30).json()["data"][0]["state"] == "ready"
 
 
-@pytest.mark.parametrize("is_stopped", [False, True])
+@pytest.mark.parametrize("is_stopped", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_no_engine_outlives_its_server(dialogue_bundle: Path, is_stopped: bool) -> None:
     with server(dialogue_bundle) as running:
         worker = running.worker
