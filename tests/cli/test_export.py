@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 from safetensors.numpy import load_file
-from tests.e2e.conftest import last_json, run_command
+from tests.e2e.conftest import last_json, run_command, run_here
 from tests.engine.tiny_bundle import make_bundle
 from transformers import AutoTokenizer
 
@@ -29,14 +29,14 @@ def test_a_bundle_leaves_in_each_format_and_stays_as_it_is(bundle: Path, tmp_pat
     report = last_json(done.stdout)
     assert (report["type"], report["file"]) == ("q8_0", str(tmp_path / "m.gguf"))
     assert len(GGUFReader(tmp_path / "m.gguf").tensors) == report["tensors"]
-    done = run_command("export", bundle, "--format", "huggingface", "--out", tmp_path / "hf")
+    done = run_here("export", bundle, "--format", "huggingface", "--out", tmp_path / "hf")
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path / 'hf'}: " in done.stdout
     assert AutoTokenizer.from_pretrained(tmp_path / "hf").chat_template
     ours, theirs = load_file(bundle / "model.safetensors"), load_file(tmp_path / "hf" / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
-    done = run_command("export", bundle, "--format", "onnx", "--out", tmp_path / "onnx", "--json")
+    done = run_here("export", bundle, "--format", "onnx", "--out", tmp_path / "onnx", "--json")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "onnx" / "model.onnx.data").is_file()
     assert {file: file.read_bytes() for file in bundle.rglob("*") if file.is_file()} == before
@@ -55,7 +55,7 @@ def test_mistakes_are_one_line_and_leave_nothing(bundle: Path, tmp_path: Path) -
         (tmp_path / "nowhere", ("--format", "onnx", "--out", new), 5, "no model"),
         (tmp_path / "empty", ("--format", "onnx", "--out", new), 5, "config.json"),
     ):
-        done = run_command("export", model, *arguments)
+        done = run_here("export", model, *arguments)
         assert (done.returncode, saying in done.stderr) == (code, True), (arguments, done.stderr)
         assert "Traceback" not in done.stderr
     assert there.read_text() == "mine"

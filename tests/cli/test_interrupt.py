@@ -23,15 +23,12 @@ moment = sys.argv.pop(1)
 sys.meta_path.insert(0, Interrupting())
 main()
 """
-MOMENTS = (
-    "typer",
+MOMENTS = ("typer", "open_autoglm.cli.serve", "open_autoglm.serve.server", "uvicorn.protocols.http")
+MORE_MOMENTS = (
     "open_autoglm.errors",
-    "open_autoglm.cli.serve",
     "open_autoglm.serve.configuration",
-    "open_autoglm.serve.server",
     "uvicorn",
     "open_autoglm.serve.routes.chat_route",
-    "uvicorn.protocols.http",
 )
 
 
@@ -40,7 +37,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("talker"), DIALOGUE)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", [*MOMENTS, *(pytest.param(moment, marks=pytest.mark.thorough) for moment in MORE_MOMENTS)]
+)
 def test_a_command_that_is_interrupted_says_so_in_a_line(bundle: Path, moment: str) -> None:
     words = [sys.executable, "-c", CODE, moment, "serve", str(bundle), "--port", "0", "--threads", "1"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import last_json, run_command
+from tests.e2e.conftest import last_json, run_command, run_here
 from tests.engine.tiny_bundle import make_bundle
 
 from open_autoglm.build_pipeline import check_settings
@@ -30,11 +30,11 @@ def test_a_bundle_is_planned_for_this_machine_and_served_so(tmp_path: Path) -> N
     assert plan["speed"]["decode_x1"] > 0
     assert plan["setup"]["context"] == 64
     assert plan["command"][:3] == ["open-autoglm", "serve", str(bundle)]
-    shown = run_command("plan", bundle, "--target", "raspberry-pi-5", "--max-memory", "20MB", "--context", "64")
+    shown = run_here("plan", bundle, "--target", "raspberry-pi-5", "--max-memory", "20MB", "--context", "64")
     assert shown.returncode == 1, shown.stderr
     assert "nothing fits 20 MB" in shown.stdout
     assert "would fit:" in shown.stdout
-    wrong = run_command("plan", bundle, "--target", "rasberry-pi-5")
+    wrong = run_here("plan", bundle, "--target", "rasberry-pi-5")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "did you mean 'raspberry-pi-5'" in wrong.stderr
 

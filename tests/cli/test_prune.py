@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`open-autoglm prune` as users start it."""
+"""`open-autoglm prune` run to its end."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from tests.e2e.conftest import last_json, run_command
+from tests.e2e.conftest import last_json, run_here
 from tests.engine.tiny_bundle import make_bundle
 
 from open_autoglm.bundle import open_bundle
@@ -22,17 +22,17 @@ def test_a_bundle_is_pruned_and_mistakes_are_one_line(tmp_path: Path) -> None:
         (("--ratio", "much"), 2, "write it like 30%"),
         (("--heads", "3"), 2, "--heads 3"),
     ):
-        done = run_command(*command, *arguments)
+        done = run_here(*command, *arguments)
         assert done.returncode == code, done.stderr
         assert saying in done.stderr
         assert "Traceback" not in done.stderr
         assert not out.exists()
-    done = run_command(*command, "--ratio", "30%", "--json")
+    done = run_here(*command, "--ratio", "30%", "--json")
     assert done.returncode == 0, done.stderr
     report = last_json(done.stdout)
     assert report["after"]["parameters"] < report["before"]["parameters"]
     assert open_bundle(out).manifest.parameters == report["after"]["parameters"]
-    shown = run_command("prune", bundle, "--calibration", rows, "--out", tmp_path / "other", "--heads", "2")
+    shown = run_here("prune", bundle, "--calibration", rows, "--out", tmp_path / "other", "--heads", "2")
     assert shown.returncode == 0, shown.stderr
     assert "what stays" in shown.stdout
     assert "--student" in shown.stdout

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import last_json, run_command, run_here
+from tests.e2e.conftest import last_json, run_here
 from tests.engine.tiny_bundle import make_bundle
 
 from open_autoglm.bundle import open_bundle
@@ -31,7 +31,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bundle_becomes_a_bundle_that_answers(bundle: Path, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "quantised"
     command = ("quantize", bundle, "--out", out, "--group-size", "32", "--calibration", rows, "--samples", "4")
-    done = run_command(*command, "--json")
+    done = run_here(*command, "--json")
     assert done.returncode == 0, done.stderr
     report = last_json(done.stdout)
     assert report["folder"] == str(out)

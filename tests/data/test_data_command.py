@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`open-autoglm data`, as the real program: tables for people, one JSON object for machines, errors without traces."""
+"""`open-autoglm data`, run to its end: tables for people, one JSON object for machines, errors without traces."""
 
 import json
-import os
 import subprocess
-import sys
+from contextlib import chdir
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+
+from tests.e2e.conftest import run_here
 
 REVIEWS = "".join(f"第{n}条评论：房间很干净服务也不错,{['好评', '差评'][n % 2]}\n" for n in range(60))
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "open_autoglm", "data", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "COLUMNS": "120"},
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
+    with chdir(folder), patch.dict("os.environ", {"COLUMNS": "120"}):
+        return run_here("data", *arguments)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from open_autoglm.data.packing import pack_sequences
 from open_autoglm.data.shard_ledger import Claim, ShardLedger
 from open_autoglm.data.shards import EpochOrder, ShardReader, Shards, write_shards
 from open_autoglm.errors import ConfigurationError, DataError, StorageError
+from tests.thoroughness import times
 
 CAPACITY = 32
 
@@ -75,7 +76,7 @@ def order(folder: Path, seed: int, epochs: int) -> list[tuple[int, ...]]:
     return [tuple(row.examples.tolist()) for _ in range(epochs) for row in reader.epoch()]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=times(15, 40))
 @given(st.integers(1, 9), st.integers(0, 3))
 def test_every_sample_once_an_epoch_for_any_number_of_workers(folder: Path, workers: int, seed: int) -> None:
     readers = [ShardReader(folder, seed=seed, worker=n, workers=workers) for n in range(workers)]
@@ -87,7 +88,7 @@ def test_every_sample_once_an_epoch_for_any_number_of_workers(folder: Path, work
         assert together == order(folder, seed, 2)[epoch * count : (epoch + 1) * count]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=times(20, 60))
 @given(st.integers(0, 150), st.integers(1, 5), st.integers(1, 5), st.integers(0, 3))
 def test_a_stop_anywhere_changes_nothing(folder: Path, steps: int, before: int, after: int, seed: int) -> None:
     """Also with another number of workers afterwards."""
@@ -119,7 +120,7 @@ def test_reading_goes_on_epoch_after_epoch_in_another_order(folder: Path) -> Non
     assert order(folder, 1, 1) != order(folder, 0, 1)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=times(3, 8))
 @given(st.integers(0, 1000), st.integers(1, 5))
 def test_workers_that_die_lose_nothing_and_double_nothing(folder: Path, seed: int, workers: int) -> None:
     shards, now, generator = Shards(folder), [0.0], random.Random(seed)

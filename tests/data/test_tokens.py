@@ -75,8 +75,13 @@ def test_the_skeleton_of_answers_is_a_token_each_and_words_have_the_same_pieces_
         assert any(tokens[start : start + len(word)] == word for start in range(len(tokens)))
 
 
-def test_a_word_takes_the_space_before_it_and_keeps_its_pieces(snips: PreparedData) -> None:
-    made = train_tokenizer(snips.train, snips.task)
+@pytest.fixture(scope="module")
+def of_snips(snips: PreparedData) -> Tokenizer:
+    return train_tokenizer(snips.train, snips.task)
+
+
+def test_a_word_takes_the_space_before_it_and_keeps_its_pieces(snips: PreparedData, of_snips: Tokenizer) -> None:
+    made = of_snips
     twins = spaced_twins(made)
     assert len(twins) > 500
     for spaced, bare in twins:
@@ -91,8 +96,8 @@ def test_a_word_takes_the_space_before_it_and_keeps_its_pieces(snips: PreparedDa
     assert alone < 0.01 * sum(example.input_text.count(" ") for example in snips.test)
 
 
-def test_snips_answers_take_about_sixteen_tokens(snips: PreparedData) -> None:
-    made = train_tokenizer(snips.train, snips.task)
+def test_snips_answers_take_about_sixteen_tokens(snips: PreparedData, of_snips: Tokenizer) -> None:
+    made = of_snips
     assert 2200 <= made.get_vocab_size() <= 2800
     lengths = [len(encoding.ids) for encoding in made.encode_batch([e.answer for e in snips.test])]
     assert sum(lengths) / len(lengths) < 16.5

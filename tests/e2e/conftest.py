@@ -6,7 +6,9 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,10 +18,16 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import yaml
 
+from open_autoglm.build_pipeline import STEPS
 from open_autoglm.cli import main
+from open_autoglm.pipeline import Packet, StageContext
+from open_autoglm.pipeline.events import EventLog
+from open_autoglm.pipeline.stage import load_target, make_stage, packets_of
 
-PLAN = ("--steps", "27", "--trials", "2")  # the least that a build may have
+SPACE = Path(__file__).with_name("small_space.yaml")
+PLAN = ("--steps", "27", "--trials", "2", "--space", str(SPACE))  # the least that a build may have
 SNIPS = Path(__file__).parent.parent.parent / "examples" / "snips"
 
 
@@ -35,12 +43,13 @@ def run_command(*arguments: str | Path, timeout: float = 1200) -> subprocess.Com
     )
 
 
-def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """`open-autoglm ARGUMENTS` in this process: for what is found wrong before any work."""
+def run_here(*arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
+    """`open-autoglm ARGUMENTS` in this process, which need not import anything again. text: on its standard input."""
     out, err = io.StringIO(), io.StringIO()
     words, code = ["open-autoglm", *map(str, arguments)], 0
     with (
         patch.object(sys, "argv", words),
+        patch.object(sys, "stdin", io.StringIO(text)),
         patch.dict(os.environ),
         redirect_stdout(out),
         redirect_stderr(err),
@@ -51,6 +60,26 @@ def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def build_here(*arguments: str | Path) -> dict:
+    """`open-autoglm build ARGUMENTS`, its steps one after the other in this process; returns what the last one says.
+
+    For what a build makes of its data: that each step has a process of its own, and goes on after it died, is for the
+    tests of `build` itself.
+    """
+    shown = run_here("build", *arguments, "--print-pipeline")
+    assert shown.returncode == 0, shown.stderr
+    settings = yaml.safe_load(shown.stdout)["pipeline"][0]["config"]
+    folder = Path(settings["out"])
+    folder.mkdir(parents=True)
+    packet = Packet(folder.name, {"settings": settings})
+    for name, target in STEPS.items():
+        log, events = logging.getLogger("test"), EventLog(folder)
+        context = StageContext(folder, name, {}, 1, f"{folder.name}/{name}", None, log, events)
+        result = make_stage(load_target(target), {}).invoke(packet, context)
+        [packet] = packets_of(result, packet, name)
+    return packet.payload["bundle"]
 
 
 def environment() -> dict[str, str]:
@@ -95,6 +124,28 @@ def built(small_snips: Path, shared: Path) -> tuple[Path, dict]:
             assert done.returncode == 0, done.stderr
             said.write_text(json.dumps(last_json(done.stdout)))
     return out, json.loads(said.read_text())
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[bool]:
+    """A disk of 2 MB at `folder`, or just a folder, with a warning, where none can be mounted. Yields which it is."""
+    folder.mkdir()
+    is_mounted = os.geteuid() == 0 and shutil.which("mount") is not None
+    if is_mounted:
+        command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]
+        is_mounted = subprocess.run(command, check=False).returncode == 0
+    if not is_mounted:
+        warnings.warn("no small disk can be mounted here: what a build does on a full one is not seen", stacklevel=3)
+    try:
+        yield is_mounted
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", "-l", folder], check=True)
+
+
+def make_room(folder: Path) -> None:
+    """The disk at `folder` is large from now on."""
+    subprocess.run(["mount", "-o", "remount,size=400m", folder], check=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from open_autoglm.models.adapter_files import read_adapter
 from open_autoglm.models.checkpoint import load_model
 from open_autoglm.models.glm import PackedSequences
-from tests.e2e.conftest import last_json, run_command, run_here
+from tests.e2e.conftest import build_here, run_here
 
 TOKENS = torch.arange(5, 60)
 
@@ -40,9 +40,7 @@ def test_a_build_with_lora_leaves_a_merged_bundle_and_the_adapter(
         "--lora-target",
         "q_proj,down_proj",
     )
-    done = run_command("build", small_snips, "--out", out, *flags, "--steps", "27", "--trials", "1", "--json")
-    assert done.returncode == 0, done.stderr
-    assert Path(last_json(done.stdout)["bundle"]) == out / "bundle"
+    build_here(small_snips, "--out", out, *flags, "--steps", "27", "--trials", "1")
     config = json.loads((out / "train" / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 8.0, ["down_proj", "q_proj"])
     merged = logits(out / "bundle")

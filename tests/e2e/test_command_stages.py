@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from open_autoglm.bundle import open_bundle
-from tests.e2e.conftest import run_command
+from tests.e2e.conftest import SPACE, run_command
 
 
 def test_data_becomes_a_bundle_with_scores_and_a_container(
@@ -21,7 +21,7 @@ def test_data_becomes_a_bundle_with_scores_and_a_container(
     pytest.importorskip("cyclonedx", reason="the extra 'package' is not installed")
     stages: list[dict[str, Any]] = [
         {"stage": "make", "module": "build", "config": {
-            "data": str(small_snips), "out": str(built[0]), "steps": 27, "trials": 2}},
+            "data": str(small_snips), "out": str(built[0]), "steps": 27, "trials": 2, "space": str(SPACE)}},
         {"stage": "small", "module": "quantize", "config": {
             "out": str(tmp_path / "small"), "method": "rtn", "bits": 8}},
         {"stage": "score", "module": "evaluate", "config": {"data": str(small_snips / "test.jsonl")}},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import open_autoglm
-from tests.e2e.conftest import last_json, run_command, run_here
+from tests.e2e.conftest import build_here, last_json, run_here
 
 GOOD = ["很好", "非常满意", "服务周到", "值得推荐", "下次还来"]
 BAD = ["太差了", "很失望", "不会再来", "又脏又吵", "态度恶劣"]
@@ -80,9 +80,7 @@ def questions(folder: Path) -> Path:
 def test_a_build_for_each_kind_of_task(tmp_path: Path, make: object, steps: int, task: str, metric: str) -> None:
     data = make(tmp_path)  # type: ignore[operator]
     out = tmp_path / "run"
-    done = run_command("build", data, "--out", out, "--steps", steps, "--trials", "1", "--json")
-    assert done.returncode == 0, done.stderr
-    said = last_json(done.stdout)
+    said = build_here(data, "--out", out, "--steps", str(steps), "--trials", "1")
     assert said["task"] == task
     value = said["metrics"][f"test_{metric}"]
     board = json.loads((out / "leaderboard.json").read_text(encoding="utf-8"))

@@ -18,14 +18,13 @@ WITHOUT_NATIVE = (
 )
 
 
-def run(*arguments: str | Path, code: str = "from open_autoglm.cli import main; main()", text: str = ""):
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], input=text, capture_output=True, text=True, check=False
-    )
+def run_without_native(*arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", WITHOUT_NATIVE, *map(str, arguments)]
+    return subprocess.run(words, input=text, capture_output=True, text=True, check=False)
 
 
 def test_doctor_names_the_engine_that_is_used_why_and_the_others() -> None:
-    done = run("doctor", "--json")
+    done = run_here("doctor", "--json")
     engine = json.loads(done.stdout.splitlines()[-1])["engine"]
     choice = choose_backend()
     assert engine["backend"] == choice.name
@@ -35,7 +34,7 @@ def test_doctor_names_the_engine_that_is_used_why_and_the_others() -> None:
     }
     if engine["backends"]["native"]["available"]:
         assert "instructions" in engine["reason"]
-    without = json.loads(run("doctor", "--json", code=WITHOUT_NATIVE).stdout.splitlines()[-1])["engine"]
+    without = json.loads(run_without_native("doctor", "--json").stdout.splitlines()[-1])["engine"]
     assert without["backend"] == "torch"
     assert "the native backend is not available" in without["reason"]
     assert not without["backends"]["native"]["available"]
@@ -43,13 +42,13 @@ def test_doctor_names_the_engine_that_is_used_why_and_the_others() -> None:
 
 def test_a_command_on_another_backend_says_so_in_one_line(bundle: Path) -> None:
     lines = "play the song\nbook a table\n"
-    done = run("chat", bundle, code=WITHOUT_NATIVE, text=lines)
+    done = run_without_native("chat", bundle, text=lines)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
     (said,) = done.stderr.splitlines()
     assert said.startswith("warning: the native backend is not available: ")
     assert said.endswith("; torch is used instead")
-    asked = run("chat", bundle, "--backend", "torch", text=lines)
+    asked = run_here("chat", bundle, "--backend", "torch", text=lines)
     assert asked.stderr == ""
     assert asked.stdout == done.stdout
 
@@ -68,7 +67,7 @@ def test_each_backend_answers_in_the_formats_asked_for(bundle: Path, flags: tupl
     works, reason = availability(flags[1])
     if not works:
         pytest.skip(reason)
-    done = run("chat", bundle, *flags, "--json", text="play the song\n")
+    done = run_here("chat", bundle, *flags, "--json", text="play the song\n")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert json.loads(answer["answer"])["intent"] in ("PlayMusic", "GetWeather")
@@ -97,6 +96,6 @@ def test_serve_takes_vllms_flags_in_both_spellings(bundle: Path) -> None:
         flags = ("--max-num-seqs", "--max-num-batched-tokens", "--block-size", "--kv-blocks")
         given = [part for flag in flags for part in (spell(flag), "32")]
         given += [spell("--kv-cache-dtype"), "int8", spell("--no-enable-prefix-caching"), "--quantization", "int8"]
-        done = run("serve", bundle, *given, "--backend", "native", "--port", "70000")
+        done = run_here("serve", bundle, *given, "--backend", "native", "--port", "70000")
         assert done.returncode == 2
         assert "70000" in done.stderr

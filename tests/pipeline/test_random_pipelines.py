@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""2,000 random pipelines through the real conductor, journal and placement, against a model: right, and none stuck."""
+"""Random pipelines through the real conductor, journal and placement, against a model: right, and none stuck."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.thoroughness import times
 
 from open_autoglm.pipeline.attempt import StopSignal
 from open_autoglm.pipeline.conductor import Conductor
@@ -187,7 +187,7 @@ def machinery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Journa
 
 @pytest.mark.timeout(1800)  # a minute for 2,000, on a machine that does nothing else; `make thorough` has so many
 @settings(
-    max_examples=2000 if os.environ.get("OPEN_AUTOGLM_THOROUGH") == "1" else 500,
+    max_examples=times(200, 2000),
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

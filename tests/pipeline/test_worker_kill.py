@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from postgres_for_tests import postgres
 from programs_for_tests import HERE, SOURCE, all_processes, command_of, is_alive, wait_until
+from tests.thoroughness import times
 
 from open_autoglm.errors import PipelineError
 from open_autoglm.pipeline.journal import Journal
@@ -27,6 +28,7 @@ from open_autoglm.pipeline.run_requests import ask
 from open_autoglm.pipeline.specification import ForEachSpecification, PipelineSpecification, StageSpecification
 
 CAPACITY = Capacity(2.0, 1 << 30, 0)
+KILLS = times(3, 6)
 StartWorker = Callable[..., subprocess.Popen[str]]
 
 
@@ -36,7 +38,14 @@ def server() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+ON_BOTH = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+ON_SQLITE = pytest.mark.parametrize(
+    "database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)], indirect=True
+)
+"""What a worker does is the same on both; what the databases do for it is seen by the tests that run on both."""
+
+
+@pytest.fixture
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/pipelines.sqlite"
@@ -96,6 +105,7 @@ def sunk(folder: Path) -> list[int]:
     return sorted(int(line) for path in (folder / "sink").glob("*") for line in path.read_text().splitlines())
 
 
+@ON_SQLITE
 def test_killed_at_random_points_every_record_is_sunk_once(
     journal: Journal, start: StartWorker, tmp_path: Path
 ) -> None:
@@ -104,7 +114,7 @@ def test_killed_at_random_points_every_record_is_sunk_once(
     generator = random.Random(7)
     folder = tmp_path / run_id
     kills = 0
-    while kills < 6 and journal.get(run_id).state != "done":
+    while kills < KILLS and journal.get(run_id).state != "done":
         worker = start(run_id)
         if kills % 2:  # somewhere in the work of a stage
             known = _length(folder / "record.txt")
@@ -117,7 +127,7 @@ def test_killed_at_random_points_every_record_is_sunk_once(
         worker.kill()
         worker.wait()
         kills += 1
-    assert kills >= 4
+    assert kills >= KILLS - 2
     last = start(run_id)
     assert last.wait(120) == 0
     run = journal.get(run_id)
@@ -138,6 +148,7 @@ def test_killed_at_random_points_every_record_is_sunk_once(
     wait_until(lambda: not [pid for pid in all_processes() if str(tmp_path) in command_of(pid)], 5.0)
 
 
+@ON_BOTH
 def test_two_workers_share_what_there_is_and_neither_does_it_twice(
     journal: Journal, start: StartWorker, tmp_path: Path
 ) -> None:
@@ -156,6 +167,7 @@ def test_two_workers_share_what_there_is_and_neither_does_it_twice(
         assert sum(f"run {run_id}: done" in output for output in outputs) == 1
 
 
+@ON_SQLITE
 def test_a_worker_that_freezes_and_wakes_commits_nothing(journal: Journal, start: StartWorker, tmp_path: Path) -> None:
     specification, packet = batches(0.5, 8)
     run_id, _ = journal.submit(specification.to_dict(), packet, folder=str(tmp_path))
@@ -191,6 +203,7 @@ def test_a_worker_that_freezes_and_wakes_commits_nothing(journal: Journal, start
         )
 
 
+@ON_BOTH
 def test_the_fence_refuses_old_claims_and_old_attempts(journal: Journal, tmp_path: Path) -> None:
     specification, packet = batches(0.0)
     run_id, _ = journal.submit(specification.to_dict(), packet, folder=str(tmp_path))
@@ -225,6 +238,7 @@ def test_the_fence_refuses_old_claims_and_old_attempts(journal: Journal, tmp_pat
         ask(journal, run_id, "pause")
 
 
+@ON_SQLITE
 def test_stages_die_with_their_worker(journal: Journal, start: StartWorker, tmp_path: Path) -> None:
     specification = PipelineSpecification("p", (StageSpecification("a", "grandchildren", (), {}),))
     run_id, _ = journal.submit(specification.to_dict(), None, folder=str(tmp_path))
@@ -237,12 +251,13 @@ def test_stages_die_with_their_worker(journal: Journal, start: StartWorker, tmp_
     wait_until(lambda: not [pid for pid in pids if is_alive(pid)], 3.0)
 
 
+@ON_SQLITE
 def test_stopped_politely_it_can_be_continued(journal: Journal, start: StartWorker, tmp_path: Path) -> None:
     specification = PipelineSpecification(
         "p",
         (
             StageSpecification("a", "append", (), {}),
-            StageSpecification("b", "slow_step", ("a",), {"pieces": 30, "seconds": 0.2}),
+            StageSpecification("b", "slow_step", ("a",), {"pieces": 10, "seconds": 0.2}),
         ),
     )
     run_id, _ = journal.submit(specification.to_dict(), None, folder=str(tmp_path))
@@ -256,7 +271,7 @@ def test_stopped_politely_it_can_be_continued(journal: Journal, start: StartWork
     assert start(run_id).wait(120) == 0
     result = journal.get(run_id).result
     assert result is not None
-    assert result.payload == {"a": 1, "numbers": [30]}
+    assert result.payload == {"a": 1, "numbers": [10]}
     assert [line.split()[:3] for line in _text(tmp_path / run_id / "record.txt").splitlines()][2:] == [
         ["start", "b", "1"], ["start", "b", "2"]
     ]  # fmt: skip

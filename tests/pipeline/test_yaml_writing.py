@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from stages_for_tests import MODULES
 from test_yaml_file import ENVIRONMENT, FULL
+from tests.e2e.conftest import last_json, run_here
 
 from open_autoglm.build_pipeline import STEPS
 from open_autoglm.pipeline.catalog import default_catalog
@@ -27,7 +27,8 @@ def test_written_and_read_it_is_the_same(tmp_path: Path) -> None:
     assert read_pipeline(again, StageCatalog(MODULES), environment=ENVIRONMENT).specification == first
 
 
-def test_the_build_prints_itself_as_a_pipeline(tmp_path: Path) -> None:
+def test_the_build_prints_itself_as_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "train.jsonl").write_text(
         "".join(
             json.dumps({"prompt": f"please {'play' if n % 2 else 'stop'} song number {n}", "response": "ab"[n % 2]})
@@ -35,10 +36,8 @@ def test_the_build_prints_itself_as_a_pipeline(tmp_path: Path) -> None:
             for n in range(60)
         )
     )
-    ran = subprocess.run(
-        [sys.executable, "-m", "open_autoglm", "build", str(tmp_path), "--budget", "2m", "--print-pipeline"],
-        capture_output=True, text=True, check=True, cwd=tmp_path,
-    )  # fmt: skip
+    ran = run_here("build", tmp_path, "--budget", "2m", "--print-pipeline")
+    assert ran.returncode == 0, ran.stderr
     (tmp_path / "build.yaml").write_text(ran.stdout)
     content = yaml.safe_load(ran.stdout)
     assert [stage["stage"] for stage in content["pipeline"]] == list(STEPS)
@@ -51,9 +50,7 @@ def test_the_build_prints_itself_as_a_pipeline(tmp_path: Path) -> None:
         assert getattr(default_catalog().load(stage.module), "own_process", False)
     # The first step alone: that the others run as well takes minutes, and they are run by the tests of the build.
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"name": "data", "pipeline": content["pipeline"][:1]}))
-    ran = subprocess.run(
-        [sys.executable, "-m", "open_autoglm", "run", "data.yaml", "--json"],
-        capture_output=True, text=True, check=True, cwd=tmp_path,
-    )  # fmt: skip
-    folder = Path(json.loads(ran.stdout.splitlines()[-1])["folder"])
+    ran = run_here("run", "data.yaml", "--json")
+    assert ran.returncode == 0, ran.stderr
+    folder = Path(last_json(ran.stdout)["folder"])
     assert (folder / "data" / "tokenizer.json").is_file()

@@ -95,9 +95,8 @@ def test_enable_list_disable() -> None:
         command("enable", "tydy")
 
 
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
+def test_a_plugin_with_a_fault_is_named_and_the_others_work() -> None:
+    faults = (
         ("import nothing_of_this_name\n", "ModuleNotFoundError"),
         ("raise SystemExit(0)\n", "SystemExit"),
         ("import os\nos._exit(3)\n", "exit code 3"),
@@ -106,17 +105,18 @@ def test_enable_list_disable() -> None:
         ("class Plugin: pass\n", "has no method clean"),
         ("class Plugin:\n    def clean(self): return ''\n", "cannot be called with 1 arguments"),
         ("class Plugin:\n    def __init__(self, x): pass\n    def clean(self, text): return text\n", "TypeError"),
-    ],
-)
-def test_a_plugin_with_a_fault_is_named_and_the_others_work(code: str, message: str) -> None:
-    write_plugin("bad", code)
+    )
+    names = [f"bad{number}" for number in range(len(faults))]
     write_plugin("tidy", GOOD)
+    for name, (code, _) in zip(names, faults, strict=True):
+        write_plugin(name, code)
     command("enable", "tidy")
-    with pytest.raises(ConfigurationError, match=message):
-        command("enable", "bad")
-    with pytest.raises(ConfigurationError, match=message):
-        command("check", "plugins/bad")
-    assert states() == {"bad": "new", "tidy": "enabled"}
+    for name, (_, message) in zip(names, faults, strict=True):
+        with pytest.raises(ConfigurationError, match=message):
+            command("enable", name)
+    with pytest.raises(ConfigurationError, match=faults[0][1]):
+        command("check", f"plugins/{names[0]}")
+    assert states() == {**dict.fromkeys(names, "new"), "tidy": "enabled"}
 
 
 def test_a_plugin_that_turns_bad_is_isolated() -> None:

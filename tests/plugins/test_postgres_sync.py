@@ -10,14 +10,17 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy import Connection, create_engine, text
 
 from open_autoglm.plugins.discovery import plugin_in
 from open_autoglm.plugins.loading import DirectLoader
+from tests.e2e.conftest import run_here
 from tests.pipeline.postgres_for_tests import postgres
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "postgres_sync"
@@ -79,16 +82,14 @@ def test_the_example_keeps_a_copy(server: str, tmp_path: Path) -> None:
     shutil.copytree(EXAMPLE, tmp_path / "sync")
     folder = tmp_path / "sync"
     environment = {
-        **os.environ,
         "TICKETS_URL": server,
         "OPEN_AUTOGLM_CONFIG": str(tmp_path / "config"),
         "OPEN_AUTOGLM_CACHE": str(tmp_path / "cache"),
     }
 
-    def program(*arguments: str) -> None:
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
+    def command(*arguments: str) -> None:
+        with chdir(folder), patch.dict(os.environ, environment):
+            done = run_here(*arguments)
         assert done.returncode == 0, done.stderr
 
     def copy() -> list[tuple[Any, ...]]:
@@ -99,13 +100,14 @@ def test_the_example_keeps_a_copy(server: str, tmp_path: Path) -> None:
         with other.begin():
             other.execute(text("CREATE TABLE tickets (id int PRIMARY KEY, body text)"))
             other.execute(text("INSERT INTO tickets VALUES (1, '<b>one</b>'), (2, 'two')"))
-        program("prepare.py", "tickets")
-        program("-m", "open_autoglm", "plugin", "enable", "postgres_changes")
-        program("-m", "open_autoglm", "run", "sync.yaml")
+        prepare = [sys.executable, "prepare.py", "tickets"]
+        subprocess.run(prepare, cwd=folder, env={**os.environ, **environment}, capture_output=True, check=True)
+        command("plugin", "enable", "postgres_changes")
+        command("run", "sync.yaml")
         assert copy() == [("1", "one", 0), ("2", "two", 0)]
         with other.begin():
             other.execute(text("DELETE FROM tickets WHERE id = 1"))
             other.execute(text("UPDATE tickets SET body = 'two again' WHERE id = 2"))
             other.execute(text("INSERT INTO tickets VALUES (3, 'three')"))
-        program("-m", "open_autoglm", "run", "sync.yaml")
+        command("run", "sync.yaml")
         assert copy() == [("1", None, 1), ("2", "two again", 0), ("3", "three", 0)]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,29 +48,43 @@ def facts(record: TrialRecord) -> tuple[object, ...]:
     return record.state, record.steps, record.valid_loss, record.score, [loss for _, _, loss in record.curve]
 
 
-@pytest.fixture(autouse=True)
-def import_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
+@pytest.fixture(autouse=True, scope="module")
+def import_tests() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        yield
 
 
-def test_a_process_that_is_killed_takes_nothing_with_it(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("marks")
+
+
+@pytest.fixture(scope="module")
+def two_processes(marks: Path, import_tests: None) -> Iterator[ProcessExecutor]:
+    """The first one that judges a second rung is killed by that."""
+    with ProcessExecutor(OPENED_BY, {"die_at": {"judgement": 2}, "marks": str(marks)}, count=2) as executor:
+        yield executor
+
+
+def test_a_process_that_is_killed_takes_nothing_with_it(
+    two_processes: ProcessExecutor, marks: Path, tmp_path: Path
+) -> None:
     """Two at a time; the one that judges its second rung is killed, and its trial goes on in another process."""
     alone = Recorder()
     inline = InlineExecutor(TinyBench())
     inline.submit(order(0, tmp_path / "inline"))
     inline.wait(alone)
-    context = {"die_at": {"judgement": 2}, "marks": str(tmp_path)}
     heard = Recorder()
-    with ProcessExecutor(OPENED_BY, context, count=2) as executor:
-        assert executor.capacity == 2
-        first = set(executor.process_ids)
-        executor.submit(order(0, tmp_path / "process"))
-        executor.submit(order(1, tmp_path / "process"))
-        while len(heard.records) < 2:
-            executor.wait(heard)
-        assert set(executor.process_ids) != first
-        assert executor.measure() == [1e9, 1e9]
-    assert (tmp_path / "died-2").exists()
+    assert two_processes.capacity == 2
+    first = set(two_processes.process_ids)
+    two_processes.submit(order(0, tmp_path / "process"))
+    two_processes.submit(order(1, tmp_path / "process"))
+    while len(heard.records) < 2:
+        two_processes.wait(heard)
+    assert set(two_processes.process_ids) != first
+    assert two_processes.measure() == [1e9, 1e9]
+    assert (marks / "died-2").exists()
     assert sorted(record.trial for record in heard.records) == [0, 1]
     assert len(heard.rungs) == len(set(heard.rungs)) == 6
     for record in heard.records:
@@ -89,13 +104,12 @@ def test_a_trial_that_kills_every_process_is_given_up(tmp_path: Path) -> None:
     assert "3 times" in (record.failure or "")
 
 
-def test_a_search_in_processes_finishes_each_trial_once(tmp_path: Path) -> None:
+def test_a_search_in_processes_finishes_each_trial_once(two_processes: ProcessExecutor, tmp_path: Path) -> None:
     watcher = Quiet()
-    with ProcessExecutor(OPENED_BY, {}, count=2) as executor:
-        tuner = Tuner(
-            tmp_path, small_space(), plan_by_steps(40, 5, parallel=2), executor, mean_length=8.0, watcher=watcher
-        )
-        tuner.run()
+    tuner = Tuner(
+        tmp_path, small_space(), plan_by_steps(40, 5, parallel=2), two_processes, mean_length=8.0, watcher=watcher
+    )
+    tuner.run()
     assert sorted(watcher.finished_trials) == [0, 1, 2, 3, 4]
     assert len(tuner.entries()) == 5
 

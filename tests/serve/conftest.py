@@ -56,9 +56,12 @@ class Running:
 
 @contextlib.contextmanager
 def serving(bundle: Path | LLM, **options: Any) -> Iterator[Running]:
-    """Serve a bundle, or a model that is loaded, on a free port until the block ends."""
+    """Serve a bundle, or a model that is loaded, on a free port until the block ends.
+
+    One thread computes: a second one would wait for its share of so small a step by spinning, on the core of others.
+    """
     settings = ServeSettings(port=0, **options)
-    with open_socket(settings) as listener, bundle if isinstance(bundle, LLM) else LLM(bundle) as llm:
+    with open_socket(settings) as listener, bundle if isinstance(bundle, LLM) else LLM(bundle, threads=1) as llm:
         app = create_app(llm, settings)
         options = connection_options(settings)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", **options))

@@ -103,8 +103,10 @@ class Server:
 
 @contextlib.contextmanager
 def server(*arguments: str | Path, cwd: Path | None = None) -> Iterator[Server]:
+    # A second thread would wait for its share of so small a step by spinning, on the core of other tests.
+    threads = () if "--models" in arguments else ("--threads", "1")
     process = subprocess.Popen(
-        [*COMMAND, "serve", *map(str, arguments), "--port", "0"],
+        [*COMMAND, "serve", *threads, *map(str, arguments), "--port", "0"],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,

@@ -3,6 +3,7 @@
 
 import json
 import subprocess
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.serve.launch import LaunchPlan
+from tests.e2e.conftest import run_here
 from tests.serve.process_tools import COMMAND, ENVIRONMENT, server, wait_until
 
 
@@ -42,10 +44,8 @@ def test_one_model_needs_no_pool_and_a_folder_may_have_a_sign(tmp_path: Path) ->
     ],
 )
 def test_the_command_says_what_is_wrong(words: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*COMMAND, "serve", *words, "--port", "0"],
-        capture_output=True, text=True, timeout=60, env=ENVIRONMENT, cwd=tmp_path, check=False,
-    )  # fmt: skip
+    with chdir(tmp_path):
+        done = run_here("serve", *words, "--port", "0")
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr

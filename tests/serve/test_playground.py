@@ -268,7 +268,7 @@ def test_themes_and_languages(browser: Page, talker: Running) -> None:
     assert page.faults() == []
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("language", ["en", pytest.param("zh", marks=pytest.mark.thorough)])
 def test_a_phone_has_room_for_everything(browser: Page, rambler: Running, language: str) -> None:
     page = browser
     open_with_key(page, rambler)

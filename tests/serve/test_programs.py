@@ -20,6 +20,7 @@ import pytest
 
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.serve.settings import ServeSettings, open_socket
+from tests.e2e.conftest import run_here
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = (sys.executable, "-m", "open_autoglm")
@@ -99,7 +100,7 @@ def test_app_py_serves_a_model_by_name_with_int4(extraction_bundle: Path, tmp_pa
 def test_a_port_in_use_is_said_before_the_model_is_looked_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run("serve", "no-such-bundle", "--port", str(port))
+        done = run_here("serve", "no-such-bundle", "--port", str(port))
     assert done.returncode == 2
     assert f"port {port} is in use" in done.stderr
     assert "--port" in done.stderr
@@ -110,10 +111,10 @@ def test_a_folder_that_is_no_model_and_a_key_that_is_missing_are_clear(tmp_path:
     done = run("serve", str(tmp_path), "--port", "0")
     assert done.returncode == 5
     assert "not a bundle" in done.stderr
-    done = run("serve", str(tmp_path), "--host", "0.0.0.0", "--port", "0")
+    done = run_here("serve", str(tmp_path), "--host", "0.0.0.0", "--port", "0")
     assert done.returncode == 2
     assert "--api-key" in done.stderr
-    done = run("serve", str(tmp_path), "--host", "0.0.0.0", "--port", "0", "--api-key", "k")
+    done = run_here("serve", str(tmp_path), "--host", "0.0.0.0", "--port", "0", "--api-key", "k")
     assert done.returncode == 5
 
 

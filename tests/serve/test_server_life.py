@@ -24,6 +24,7 @@ from tests.serve.process_tools import (
     wait_until,
     workers_of,
 )
+from tests.thoroughness import times
 
 
 def ready(running: Server) -> httpx.Response:
@@ -54,7 +55,7 @@ def test_health_and_ready_tell_a_stopped_engine_and_streams_end_with_a_word(dial
         assert httpx.get(f"{running.url}/models", timeout=30).json()["data"][0]["state"] == "ready"
 
 
-@pytest.mark.parametrize("is_stopped", [False, True])
+@pytest.mark.parametrize("is_stopped", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_no_engine_outlives_its_server(dialogue_bundle: Path, is_stopped: bool) -> None:
     with server(dialogue_bundle) as running:
         worker = running.worker
@@ -114,7 +115,7 @@ def test_clients_that_go_away_leave_nothing_behind(dialogue_bundle: Path) -> Non
             return b""
 
         with ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(visit, range(200)))
+            answers = list(pool.map(visit, range(times(80, 200))))
         assert all(b"[DONE]" in answer for answer in answers[1::2])
         time.sleep(0.6)  # what the engine says of itself is new by then
         wait_until(lambda: idle(running))

@@ -27,6 +27,7 @@ from open_autoglm.serve.routes.chat_response import whole_calls
 from tests.serve.checkpoints import BOOK, FORMAT_NAMES, PING, TOOLS, make_llm
 from tests.serve.conftest import Running, serving
 from tests.serve.openai_document import check_openai
+from tests.thoroughness import times
 
 SCHEMAS = {"book": BOOK["function"]["parameters"], "ping": {"type": "object", "maxProperties": 0}}
 QUESTION = [{"role": "user", "content": "go"}]
@@ -51,8 +52,8 @@ def check_call(call: Any) -> None:
 
 def test_required_calls_always_fit_in_every_format(speaker: Running) -> None:
     names: set[str] = set()
-    for seed in (1, 2):
-        answer = ask(speaker, tool_choice="required", n=3, seed=seed * 10)
+    for seed in range(1, times(1, 2) + 1):
+        answer = ask(speaker, tool_choice="required", n=times(2, 3), seed=seed * 10)
         check_openai("CreateChatCompletionResponse", json.loads(answer.model_dump_json(exclude_unset=True)))
         for choice in answer.choices:
             assert choice.finish_reason == "tool_calls"
@@ -89,7 +90,7 @@ def test_one_call_only_and_none_at_all(speaker: Running) -> None:
 
 def test_a_strict_tool_is_followed_when_it_is_not_forced(speaker: Running) -> None:
     strict = {"type": "function", "function": {**BOOK["function"], "strict": True}}
-    answer = ask(speaker, tools=[strict], n=4, seed=6, max_tokens=500)
+    answer = ask(speaker, tools=[strict], n=times(2, 4), seed=6, max_tokens=times(200, 500))
     for choice in answer.choices:
         for call in choice.message.tool_calls or ():
             check_call(call)
@@ -99,7 +100,7 @@ def test_a_strict_tool_is_followed_when_it_is_not_forced(speaker: Running) -> No
 def test_json_beside_tools_is_json_or_a_call(speaker: Running) -> None:
     schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}
     wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
-    answer = ask(speaker, tools=[PING], response_format=wanted, n=4, seed=9, max_tokens=600)
+    answer = ask(speaker, tools=[PING], response_format=wanted, n=times(2, 4), seed=9, max_tokens=times(300, 600))
     for choice in answer.choices:
         if choice.finish_reason == "stop":
             assert choice.message.content == '{"a": 1}'

@@ -161,7 +161,7 @@ def test_what_is_worked_on_stays_with_who_holds_it(tmp_path: Path) -> None:
         held.close()
 
 
-@pytest.mark.parametrize("kind", ["redis", "kafka"])
+@pytest.mark.parametrize("kind", ["redis", pytest.param("kafka", marks=pytest.mark.thorough)])
 def test_a_worker_takes_messages_through_a_pipeline(kind: str, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(
         "name: p\ntrigger: {queue: '${env:QUEUE}?group=g'}\npipeline:\n"

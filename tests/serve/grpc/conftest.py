@@ -113,7 +113,7 @@ def failing(call: Any, *arguments: Any, **options: Any) -> Fault:
 def twin(bundle: Path | LLM, **options: Any) -> Iterator[Twin]:
     """Serve a bundle, or a model that is loaded, on two free ports until the block ends."""
     settings = ServeSettings(port=0, grpc_port=0, **options)
-    with open_socket(settings) as listener, bundle if isinstance(bundle, LLM) else LLM(bundle) as llm:
+    with open_socket(settings) as listener, bundle if isinstance(bundle, LLM) else LLM(bundle, threads=1) as llm:
         tls = tls_context(settings.tls)
         model = ModelService(llm, max_queued=settings.max_queued)
         app = create_app_of(OneModel(model, llm.name, 0), settings, tls)

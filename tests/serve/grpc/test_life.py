@@ -112,7 +112,7 @@ def test_health_needs_no_key_and_reflection_does(dialogue_bundle: Path) -> None:
 @contextmanager
 def server(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], grpc.Channel]]:
     """A server in a process of its own, and a channel to it."""
-    command = [*COMMAND, "serve", *map(str, arguments), "--port", "0", "--grpc-port", "0"]
+    command = [*COMMAND, "serve", *map(str, arguments), "--threads", "1", "--port", "0", "--grpc-port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
     assert process.stderr is not None
     try:
