@@ -55,6 +55,9 @@ _MIN_CONTEXT: Final = 512
 _VOCABULARY_MULTIPLE: Final = 32
 _RUNG_EXAMPLES: Final = 256
 _TIMED_EXAMPLES: Final = 9
+_LOOKED_AT: Final = 1_000_000
+"""Tokens by which it is told how long prompts are beside answers."""
+_MOST_PROMPT_WEIGHT: Final = 0.3
 SCORE_EXAMPLES: Final = 1000
 """Validation examples that decide between finished models."""
 
@@ -108,7 +111,10 @@ class Workspace:
         )
         base = load_config(self.base) if self.base is not None else None
         asked_adapter = self.settings.get("adapter")
-        training = TrainingSettings(adapter=None if asked_adapter is None else AdapterSettings.from_dict(asked_adapter))
+        training = TrainingSettings(
+            adapter=None if asked_adapter is None else AdapterSettings.from_dict(asked_adapter),
+            prompt_loss_weight=self._prompt_weight(),
+        )
         space = default_space(self.task.kind, frame, seed=self.settings["seed"], base=base, training=training)
         asked = optional_path(self.settings.get("space"))
         file = kept if kept is not None and kept.exists() else asked
@@ -212,6 +218,16 @@ class Workspace:
         model.eval()
         with engine_of(model, self.tokenizer, self.task, threads=threads) as llm:
             return measure_latency(llm, self.prepared.valid[:_TIMED_EXAMPLES], max_tokens=self.summary["answer_room"])
+
+    def _prompt_weight(self) -> float:
+        """What a token of a prompt counts in training: for a classification, all of them as much as the labels.
+
+        A label says little about the words before it; guessing these too teaches what they have to do with each other.
+        """
+        if self.task.kind is not TaskKind.CLASSIFICATION or self.base is not None:
+            return 0.0
+        share = float(self.train.learn[:_LOOKED_AT].mean())
+        return round(min(_MOST_PROMPT_WEIGHT, share / (1.0 - share)), 4)
 
     @property
     def _is_likelihood(self) -> bool:
