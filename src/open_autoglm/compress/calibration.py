@@ -13,11 +13,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from open_autoglm.bundle import open_bundle
-from open_autoglm.bundle.manifest import MANIFEST
 from open_autoglm.chat.detection import built_format, detect_format
 from open_autoglm.chat.segments import PromptEncoder
 from open_autoglm.chat.template import BEGIN_MASK, BEGIN_SEQUENCE
 from open_autoglm.chat.tokenizer_files import has_tokenizer, load_tokenizer
+from open_autoglm.compress.derived_model import is_bundle
 from open_autoglm.data import TokenizedExamples, encode_examples, load_examples
 from open_autoglm.data.example import Example
 from open_autoglm.errors import CheckpointError, ConfigurationError, DataError
@@ -78,10 +78,12 @@ def read_calibration(
     if all(len(example.messages) == 1 for example in examples):
         sequences = _running_text(examples, tokenizer, length)
     else:
-        is_bundle = (model / MANIFEST).is_file()
-        chat_format = built_format(open_bundle(model).task) if is_bundle else detect_format(model, tokenizer)
-        task = Task(TaskKind.INSTRUCTION)
-        encoded = encode_examples(examples, tokenizer, task, max_length=length, chat_format=chat_format)
+        # Its files are looked at where its weights are read; here only what the manifest says is needed.
+        task = open_bundle(model, verify=False).task if is_bundle(model) else None
+        chat_format = detect_format(model, tokenizer) if task is None else built_format(task)
+        encoded = encode_examples(
+            examples, tokenizer, Task(TaskKind.INSTRUCTION), max_length=length, chat_format=chat_format
+        )
         sequences = np.split(encoded.token_ids, encoded.offsets[1:-1])
     return choose_sequences(sequences, samples * length, seed=seed, source=data.name)
 

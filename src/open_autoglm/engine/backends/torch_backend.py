@@ -53,17 +53,16 @@ def load(folder: Path, *, weights: str, dtype: str, kv_dtype: str, threads: int 
         raise EngineError(f"the torch backend has no {kv_dtype} KV cache; choose float32 or bfloat16")
     if threads is not None:
         torch.set_num_threads(threads)
-    model = load_model(folder, weights="float32" if weights == "int8-dynamic" else weights)
-    if weights == "int8-dynamic":
-        from open_autoglm.models.dynamic_int8 import round_dynamically
-
-        if torch.cuda.is_available():
-            model = model.to("cuda")
-        round_dynamically(model)
+    is_dynamic = weights == "int8-dynamic"
+    model = load_model(folder, weights="float32" if is_dynamic else weights)
     if dtype == "bfloat16":
         model = model.to(torch.bfloat16)
-    if torch.cuda.is_available() and weights == "float32":
+    if torch.cuda.is_available() and (is_dynamic or weights == "float32"):
         model = model.to("cuda")
+    if is_dynamic:
+        from open_autoglm.models.dynamic_int8 import round_dynamically
+
+        round_dynamically(model)
     return TorchBackend(model, kv_dtype=kv_dtype)
 
 
