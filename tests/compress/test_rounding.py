@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from open_autoglm.compress.awq import error_by_moments, find_scales, round_by_awq
-from open_autoglm.compress.gptq import GptqSettings, round_by_gptq
+from open_autoglm.compress.gptq import GptqSettings, move_to_exact_outputs, round_by_gptq
 from open_autoglm.compress.grids import RoundedMatrix, Rounding, fit_grid, round_to_grid
 from open_autoglm.errors import CheckpointError
 from tests.compress.samples import correlated_inputs
@@ -113,6 +113,26 @@ def test_gptq_takes_inputs_that_are_always_zero_or_too_few() -> None:
     assert output_error(rounded, weight, inputs) < 0.5 * output_error(nearest, weight, inputs)
     with pytest.raises(CheckpointError, match="not finite"):
         round_by_gptq(weight, torch.full((64, 64), float("nan")), Rounding(4, 32), GptqSettings())
+
+
+def test_a_matrix_moves_to_where_lost_inputs_give_the_exact_outputs() -> None:
+    weight, exact = random_weight(), correlated_inputs(4000, 64)
+    noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1)) * exact.std(dim=0)
+    seen = exact.clone()
+    seen[:, ::2] += 0.3 * noise[:, ::2]  # what the layers before have lost
+    hessian, drift = seen.T @ seen, (exact - seen).T @ seen
+    moved = move_to_exact_outputs(weight, hessian, drift, len(seen))
+    least = torch.linalg.lstsq(seen, exact @ weight.T).solution.T
+    wanted = exact @ weight.T
+    plain, mine, best = (float((wanted - seen @ matrix.T).square().sum()) for matrix in (weight, moved, least))
+    assert best <= mine < 1.25 * best < 0.2 * plain
+    assert torch.equal(move_to_exact_outputs(weight, hessian, torch.zeros(64, 64), len(seen)), weight)
+    # Two tokens for each column say little; the matrix moves less, and what it does helps still.
+    part, lost = seen[:128], exact[:128] - seen[:128]
+    careful = move_to_exact_outputs(weight, part.T @ part, lost.T @ part, 128)
+    assert mine < float((wanted - seen @ careful.T).square().sum()) < 0.9 * plain
+    with pytest.raises(CheckpointError, match="not finite"):
+        move_to_exact_outputs(weight, hessian, torch.full((64, 64), float("inf")), 10)
 
 
 def test_channel_scales_lower_the_error_of_outputs() -> None:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -32,20 +33,26 @@ class InputMoments:
     """Sums over the inputs of a linear layer.
 
     hessian: float32[inputs, inputs], of x x^T, or its diagonal float32[inputs]. magnitudes: float32[inputs], of |x|.
+    drift: float32[inputs, inputs], of (e - x) x^T, where e is what the exact model has in the place of x; None where
+    that is not known.
     """
 
     hessian: Tensor
     magnitudes: Tensor
     tokens: int = 0
+    drift: Tensor | None = None
 
     @classmethod
-    def zero(cls, inputs: int, *, whole: bool = True) -> InputMoments:
-        """Of no inputs yet. whole: keep the whole Hessian."""
-        return cls(torch.zeros((inputs, inputs) if whole else (inputs,)), torch.zeros(inputs))
+    def zero(cls, inputs: int, *, whole: bool = True, drift: bool = False) -> InputMoments:
+        """Of no inputs yet. whole: keep the whole Hessian. drift: keep the drift, too."""
+        hessian = torch.zeros((inputs, inputs) if whole else (inputs,))
+        return cls(hessian, torch.zeros(inputs), drift=torch.zeros(inputs, inputs) if drift else None)
 
-    def add(self, values: Tensor) -> None:
-        """Count inputs. values: float32[..., inputs]."""
+    def add(self, values: Tensor, exact: Tensor | None = None) -> None:
+        """Count inputs. values, exact: float32[..., inputs], what the layer sees and what the exact model's sees."""
         flat = values.flatten(0, -2)
+        if self.drift is not None and exact is not None:
+            self.drift.addmm_((exact.flatten(0, -2) - flat).T, flat)
         if self.hessian.dim() == 2:
             self.hessian.addmm_(flat.T, flat)
         else:
@@ -107,20 +114,35 @@ class LayerRunner:
     def __init__(self, layer: DecoderLayer, states: HiddenStates, config: ModelConfig) -> None:
         self._layer, self._states, self._config = layer, states, config
 
+    def twin(self, states: HiddenStates) -> LayerRunner:
+        """A runner of a copy of the layer as it is now, over other hidden states of the same tokens."""
+        return LayerRunner(copy.deepcopy(self._layer), states, self._config)
+
     @torch.no_grad()
-    def watch(self, moments: dict[str, InputMoments], stop: str) -> None:
-        """Add up the inputs of the linear layers named in `moments`, and stop each pass before the layer `stop`."""
-        handles = []
+    def watch(self, moments: dict[str, InputMoments], stop: str, exact: LayerRunner | None = None) -> None:
+        """Add up the inputs of the linear layers named in `moments`, and stop each pass before the layer `stop`.
+
+        exact: runs the same tokens through the exact layer, for those whose drift is asked for.
+        """
+        drifting = [name for name, counted in moments.items() if counted.drift is not None]
+        for first, last in self._states.batches:
+            meant = exact._inputs(drifting, stop, first, last) if exact is not None and drifting else {}
+            for name, values in self._inputs(moments, stop, first, last).items():
+                moments[name].add(values, meant.get(name))
+
+    def _inputs(self, names: Iterable[str], stop: str, first: int, last: int) -> dict[str, Tensor]:
+        """What the linear layers of these names get as input for a run of sequences; those that get nothing are left
+        out."""
+        seen: dict[str, Tensor] = {}
+        handles = [self._layer.get_submodule(name).register_forward_pre_hook(_keeper(seen, name)) for name in names]
+        handles.append(self._layer.get_submodule(stop).register_forward_pre_hook(_end))
         try:
-            for name, counted in moments.items():
-                handles.append(self._layer.get_submodule(name).register_forward_pre_hook(_adder(counted)))
-            handles.append(self._layer.get_submodule(stop).register_forward_pre_hook(_end))
-            for first, last in self._states.batches:
-                with contextlib.suppress(_Enough):
-                    self._forward(first, last)
+            with contextlib.suppress(_Enough):
+                self._forward(first, last)
         finally:
             for handle in handles:
                 handle.remove()
+        return seen
 
     @torch.no_grad()
     def write_outputs(self, target: HiddenStates) -> None:
@@ -176,12 +198,12 @@ def write_embedded(table: DenseWeight, token_ids: np.ndarray, target: HiddenStat
             DenseWeight(rows, table.is_bfloat16).float32().tofile(file)
 
 
-def _adder(counted: InputMoments) -> Any:
-    def add(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+def _keeper(seen: dict[str, Tensor], name: str) -> Any:
+    def keep(module: nn.Module, inputs: Sequence[Tensor]) -> None:
         del module
-        counted.add(inputs[0])
+        seen[name] = inputs[0]
 
-    return add
+    return keep
 
 
 def _end(module: nn.Module, inputs: Sequence[Tensor]) -> None:

@@ -97,16 +97,19 @@ def pack_layers(
 ) -> Iterator[PackedLayer]:
     """Round and pack the decoder layers from number `first` on; one of them is in memory at a time.
 
-    folder: for the hidden states before each layer, `hidden-NNNNN.f32`; those before layer `first` must be there unless
-    it is 0. Those before layer i are deleted when layer i + 1 is asked for, so that a caller may save layer i before.
+    folder: for the hidden states before each layer, `hidden-NNNNN.f32` of the rounded model and `exact-NNNNN.f32` of
+    the exact one; those before layer `first` must be there unless it is 0, before which both are the same. Those before
+    layer i are deleted when layer i + 1 is asked for, so that a caller may save layer i before.
     Raises CheckpointError for the weights, StorageError when the disk refuses.
     """
     config = reader.config
     needs_data = plan.settings.needs_data and calibration is not None
     plugin = None if plan.settings.plugin is None else PluginRounding(plan.settings.method)
     states: HiddenStates | None = None
+    exact_states: HiddenStates | None = None
     if needs_data and calibration is not None:
         states = HiddenStates(hidden_path(folder, first), calibration.lengths, config.hidden_size)
+        exact_states = states if first == 0 else replace(states, path=exact_path(folder, first))
         if first == 0:
             table = reader.dense("model.embed_tokens.weight")
             write_embedded(table, calibration.token_ids, states)
@@ -127,7 +130,7 @@ def pack_layers(
             on_progress=on_progress,
         )
         runner = None if states is None else LayerRunner(layer, states, config)
-        rounded = rounder.run(runner)
+        rounded = rounder.run(runner, exact_states)
         tensors: dict[str, StoredTensor] = {}
         for name, tensor in layer.state_dict().items():
             module, _, part = name.rpartition(".")
@@ -145,20 +148,29 @@ def pack_layers(
             if not exact:  # the layer computes on as it will be read
                 tensor.copy_(torch.from_numpy(DenseWeight(stored.values, stored.dtype == "BF16").float32()))
         following: HiddenStates | None = None
-        if runner is not None and states is not None:
+        exact_following: HiddenStates | None = None
+        if runner is not None and rounder.exact is not None and states is not None:
             following = replace(states, path=hidden_path(folder, index + 1))
+            exact_following = replace(states, path=exact_path(folder, index + 1))
             if index + 1 < config.num_hidden_layers:
                 runner.write_outputs(following)
+                rounder.exact.write_outputs(exact_following)
         del layer, runner, rounder
         yield PackedLayer(index, tensors, [replace(item, name=prefix + item.name) for item in rounded.reports])
-        if states is not None:
-            states.path.unlink(missing_ok=True)
-        states = following
+        for passed in (states, exact_states):
+            if passed is not None:
+                passed.path.unlink(missing_ok=True)
+        states, exact_states = following, exact_following
 
 
 def hidden_path(folder: Path, index: int) -> Path:
     """Where the hidden states before a layer lie."""
     return folder / f"hidden-{index:05d}.f32"
+
+
+def exact_path(folder: Path, index: int) -> Path:
+    """Where those of the exact model lie."""
+    return folder / f"exact-{index:05d}.f32"
 
 
 def count_matrices(reader: WeightReader) -> int:

@@ -2,7 +2,9 @@
 """One decoder layer rounded: by RTN, GPTQ or AWQ, dense or a mixture of experts, in bounded memory.
 
 The layer is changed on the way: each rounded matrix takes the place of the exact one, so that what is rounded later,
-and the next layer, see the inputs that they will see in use. Experts see only their own tokens.
+and the next layer, see the inputs that they will see in use. Beside it runs a copy of the exact layer, over the exact
+model's hidden states, so that GPTQ can aim at the exact outputs. Experts see only their own tokens; which these are
+differs between the two, so that they aim at the outputs of their own inputs.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
-from open_autoglm.compress.activations import InputMoments, LayerRunner
+from open_autoglm.compress.activations import HiddenStates, InputMoments, LayerRunner
 from open_autoglm.compress.awq import round_by_awq
 from open_autoglm.compress.folding import AwqFolds
-from open_autoglm.compress.gptq import GptqSettings, round_by_gptq
+from open_autoglm.compress.gptq import GptqSettings, move_to_exact_outputs, round_by_gptq
 from open_autoglm.compress.grids import RoundedMatrix, Rounding, fit_grid, round_to_grid
 from open_autoglm.compress.layer_plan import InputGroup, LayerPlan, linear_of, plan_layer
 from open_autoglm.compress.plugin_rounding import PluginRounding
@@ -37,8 +39,8 @@ class MatrixReport:
 
     method: that was used, `rtn` where there were too few tokens for another. tokens: of the calibration that it saw.
     weight_error: the squared error as a share of the squared weights. output_error: the same of its outputs on the
-    calibration data, None where there was none. power: AWQ's, of the activations. note: why the method is not the
-    one asked for.
+    calibration data, beside those of the matrix that was to be rounded; None where there was none. power: AWQ's, of
+    the activations. note: why the method is not the one asked for.
     """
 
     name: str
@@ -90,14 +92,24 @@ class LayerRounder:
         self._plan = plan_layer(layer)
         self._done = RoundedLayer()
         self._powers: dict[str, float] = {}
+        self._exact: LayerRunner | None = None
 
     @property
     def plan(self) -> LayerPlan:
         """The layer's linear layers."""
         return self._plan
 
-    def run(self, runner: LayerRunner | None) -> RoundedLayer:
-        """Round every matrix. runner: runs the layer over the calibration data; RTN needs none."""
+    @property
+    def exact(self) -> LayerRunner | None:
+        """After `run` with exact states: what runs the layer as it was before it was rounded."""
+        return self._exact
+
+    def run(self, runner: LayerRunner | None, exact_states: HiddenStates | None = None) -> RoundedLayer:
+        """Round every matrix. runner: runs the layer over the calibration data; RTN needs none.
+
+        exact_states: the hidden states that the exact model has before this layer; without them each matrix is
+        rounded as if nothing were lost before it.
+        """
         if self._plugin is not None:
             for stage in self._plan.stages():
                 for group in stage:
@@ -108,11 +120,12 @@ class LayerRounder:
                 for group in stage:
                     for name in group.members:
                         self._round_to_nearest(name, None, 0)
-        elif self._method == "gptq":
+        else:
+            if self._method == "awq":
+                self._scale(runner)
+            self._exact = None if exact_states is None else runner.twin(exact_states)
             for stage in self._plan.stages():
                 self._round_stage(runner, stage)
-        else:
-            self._round_scaled(runner)
         order = {name: place for place, name in enumerate(self._plan.modules())}
         self._done.reports.sort(key=lambda report: order[report.name])
         return self._done
@@ -134,8 +147,8 @@ class LayerRounder:
             for name in group.members:
                 self._round_to_nearest(name, together, tokens)
 
-    def _round_scaled(self, runner: LayerRunner) -> None:
-        """AWQ: channel scales are found on the exact layer and folded into what is before it; then all is rounded."""
+    def _scale(self, runner: LayerRunner) -> None:
+        """AWQ: channel scales are found on the exact layer and folded into what is before each matrix."""
         plan = self._plan
         shared = (plan.attention, plan.output, plan.block.first, plan.block.second)
         moments = {group.leader: InputMoments.zero(self._inputs(group)) for group in shared}
@@ -157,8 +170,6 @@ class LayerRounder:
                 if not self._is_poor(group, found):
                     power = folds.into_up_of(blocks[group.leader], found)
                     self._powers |= dict.fromkeys(group.members, power)
-        for stage in plan.stages():
-            self._round_stage(runner, stage)
 
     def _moments(self, runner: LayerRunner, stage: tuple[InputGroup, ...]) -> Iterator[tuple[InputGroup, InputMoments]]:
         """The moments of each group's inputs, in as many passes over the data as memory asks for."""
@@ -167,8 +178,13 @@ class LayerRounder:
         stop = (self._plan.block.second if stage[-1].expert is not None else stage[-1]).leader
         for start in range(0, len(stage), at_once):
             part = stage[start : start + at_once]
-            moments = {group.leader: InputMoments.zero(self._inputs(group)) for group in part}
-            runner.watch(moments, stop)
+            moments = {
+                group.leader: InputMoments.zero(
+                    self._inputs(group), drift=self._exact is not None and group.expert is None
+                )
+                for group in part
+            }
+            runner.watch(moments, stop, self._exact)
             for group in part:
                 yield group, moments.pop(group.leader)
 
@@ -206,6 +222,8 @@ class LayerRounder:
             self._keep(name)
             return
         weight = linear_of(self._layer, name).weight.detach()
+        if moments.drift is not None:
+            weight = move_to_exact_outputs(weight, moments.hessian, moments.drift, moments.tokens)
         note = ""
         if self._method == "awq" and not self._compensate:
             rounded = round_by_awq(weight, moments.hessian, self._rounding)
@@ -213,24 +231,30 @@ class LayerRounder:
             rounded, damping = round_by_gptq(weight, moments.hessian, self._rounding, self._gptq)
             note = "" if damping == self._gptq.damping else f"damping raised to {damping:g}"
         power = self._powers.get(name)
-        self._finish(
-            name, rounded, moments, MatrixReport(name, self._method, moments.tokens, 0.0, power=power, note=note)
-        )
+        report = MatrixReport(name, self._method, moments.tokens, 0.0, power=power, note=note)
+        self._finish(name, rounded, moments, report, weight)
 
     def _keep(self, name: str) -> None:
         note = "its shape does not fit the format: kept in floating point"
         self._done.reports.append(MatrixReport(name, "none", 0, 0.0, note=note))
         self._tick()
 
-    def _finish(self, name: str, rounded: RoundedMatrix, moments: InputMoments | None, report: MatrixReport) -> None:
-        """Put the rounded matrix into the layer, and note what it lost."""
+    def _finish(
+        self,
+        name: str,
+        rounded: RoundedMatrix,
+        moments: InputMoments | None,
+        report: MatrixReport,
+        aimed: Tensor | None = None,
+    ) -> None:
+        """Put the rounded matrix into the layer, and note what it lost. aimed: the matrix that was to be rounded."""
         linear = linear_of(self._layer, name)
         weight, values = linear.weight.detach(), rounded.values()
-        error = values - weight
-        lost = float(error.square().sum() / weight.square().sum().clamp_min(1e-30))
+        lost = float((values - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
         output = None
         if moments is not None and moments.hessian.dim() == 2:
-            output = _form(error, moments.hessian) / max(_form(weight, moments.hessian), 1e-30)
+            goal = weight if aimed is None else aimed
+            output = _form(values - goal, moments.hessian) / max(_form(goal, moments.hessian), 1e-30)
         linear.weight.data = values
         self._done.matrices[name] = rounded
         given = {key: value for key, value in asdict(report).items() if key not in ("weight_error", "output_error")}
