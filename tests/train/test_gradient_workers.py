@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training with several threads that compute a part of each batch: the same gradients, the same bits each time."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from open_autoglm.models.adapters import attach_adapter
 from open_autoglm.models.glm import drop
 from open_autoglm.train import gradient_workers
 from open_autoglm.train.gradient_workers import GradientWorkers, workers_for
+from open_autoglm.train.optimizers import Optimizer
 from open_autoglm.train.settings import TrainingSettings
 from open_autoglm.train.trainer import FixedExamples, Schedule, Trainer
 from tests.train.small import make_examples, make_model, weights_of
@@ -61,6 +63,29 @@ def test_gradients_are_those_of_autograd() -> None:
     assert weights.grad is not None
     assert unused.grad is None
     torch.testing.assert_close(weights.grad, expected)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_workers_that_share_an_update_change_the_weights_as_one_does(rule: str) -> None:
+    found: list[dict[str, Tensor]] = []
+    for count in (0, 2, 3):
+        model = make_model()
+        optimizer = Optimizer(model, TrainingSettings(optimizer=rule, weight_decay=0.1))  # type: ignore[arg-type]
+        workers = GradientWorkers(optimizer.parameters, count) if count else None
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            for place, parameter in enumerate(optimizer.parameters):
+                parameter.grad = None if place == 2 else torch.randn(parameter.shape, generator=generator)
+            with nullcontext() if workers is None else workers.started():
+                optimizer.step(1e-2, workers)
+        assert all(parameter.requires_grad for parameter in optimizer.parameters)
+        found.append(weights_of(model))
+    before = weights_of(make_model())
+    unchanged = [name for name, weight in found[0].items() if torch.equal(weight, before[name])]
+    assert len(unchanged) == 1
+    for name, weight in found[0].items():
+        for other in found[1:]:
+            torch.testing.assert_close(other[name], weight, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_what_a_worker_raises_is_raised() -> None:

@@ -45,7 +45,7 @@ class GradientWorkers:
 
     def __init__(self, parameters: Sequence[Tensor], count: int) -> None:
         self._parameters = list(parameters)
-        self._count = count
+        self.count = count
 
     @contextmanager
     def started(self) -> Iterator[None]:
@@ -53,10 +53,15 @@ class GradientWorkers:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            with ThreadPoolExecutor(self._count, "gradients", torch.set_num_threads, (1,)) as self._pool:
+            with ThreadPoolExecutor(self.count, "gradients", torch.set_num_threads, (1,)) as self._pool:
                 yield
         finally:
             torch.set_num_threads(before)
+
+    def run(self, tasks: Sequence[Callable[[], None]]) -> None:
+        """Do tasks side by side, and wait for all. What one raises is raised here."""
+        for _ in self._pool.map(_do, tasks):
+            pass
 
     def backward(self, losses: Sequence[Callable[[], Tensor]]) -> float:
         """Set `grad` of the parameters to the gradient of the sum of the losses; returns that sum.
@@ -74,3 +79,7 @@ class GradientWorkers:
     def _differentiate(self, loss: Callable[[], Tensor]) -> tuple[float, tuple[Tensor | None, ...]]:
         value = loss()
         return float(value.detach()), torch.autograd.grad(value, self._parameters, allow_unused=True)
+
+
+def _do(task: Callable[[], None]) -> None:
+    task()

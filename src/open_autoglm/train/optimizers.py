@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from open_autoglm.models.glm import GlmForCausalLM
+from open_autoglm.train.gradient_workers import GradientWorkers
 from open_autoglm.train.loss import bf16_is_fast
 from open_autoglm.train.settings import TrainingSettings, WidthTransfer
 
@@ -29,6 +31,8 @@ _MUON_RMS: Final = 0.2
 _NEWTON_SCHULZ: Final = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS: Final = 5
 _TINY: Final = 1e-7
+_MUON_WORK: Final = 0.15
+"""What a matrix's side adds to the work of updating one of its numbers, beside AdamW's update of one."""
 
 
 @dataclass
@@ -98,14 +102,45 @@ class Optimizer:
         """All that are updated."""
         return [parameter for group in self.groups for parameter in group.parameters]
 
+    def step(self, learning_rate: float, workers: GradientWorkers | None = None) -> None:
+        """Update once. A parameter without a gradient stays as it is, its state too.
+
+        workers: threads of which each updates some of the parameters, always the same ones.
+        """
+        tasks = [
+            partial(self._update, share, learning_rate)
+            for share in self._shares(1 if workers is None else workers.count)
+        ]
+        if workers is None:
+            tasks[0]()
+        else:
+            workers.run(tasks)
+
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Update once. A parameter without a gradient stays as it is, its state too."""
-        for group in self.groups:
+    def _update(self, share: list[tuple[ParameterGroup, list[int]]], learning_rate: float) -> None:
+        for group, places in share:
+            update = _adamw_step if group.rule == "adamw" else _muon_step
+            update(group, places, learning_rate * group.rate, self._betas)
+
+    def _shares(self, count: int) -> list[list[tuple[ParameterGroup, list[int]]]]:
+        """Places of each group's parameters that have a gradient, in `count` shares of about the same work."""
+        costly: list[tuple[float, int, int]] = []
+        for number, group in enumerate(self.groups):
             if not group.state:
                 _start_state(group)
-            update = _adamw_step if group.rule == "adamw" else _muon_step
-            update(group, learning_rate * group.rate, self._betas)
+            for place, parameter in enumerate(group.parameters):
+                if parameter.grad is not None:
+                    costly.append((_work_of(group, parameter), number, place))
+        loads = [0.0] * count
+        found: list[list[list[int]]] = [[[] for _ in self.groups] for _ in range(count)]
+        for work, number, place in sorted(costly, key=lambda item: (-item[0], item[1], item[2])):
+            least = loads.index(min(loads))
+            loads[least] += work
+            found[least][number].append(place)
+        return [
+            [(group, sorted(places)) for group, places in zip(self.groups, share, strict=True) if places]
+            for share in found
+        ]
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -149,13 +184,13 @@ def _start_state(group: ParameterGroup) -> None:
     }
 
 
-def _with_gradient(group: ParameterGroup) -> list[int]:
-    return [place for place, parameter in enumerate(group.parameters) if parameter.grad is not None]
+def _work_of(group: ParameterGroup, parameter: nn.Parameter) -> float:
+    """What an update takes, in updates of one number by AdamW."""
+    return parameter.numel() * (1.0 if group.rule == "adamw" else 1 + min(parameter.shape) * _MUON_WORK)
 
 
-def _adamw_step(group: ParameterGroup, learning_rate: float, betas: tuple[float, float]) -> None:
+def _adamw_step(group: ParameterGroup, places: list[int], learning_rate: float, betas: tuple[float, float]) -> None:
     """Source: Loshchilov and Hutter 2019."""
-    places = _with_gradient(group)
     parameters = [group.parameters[place] for place in places]
     adam(
         parameters,  # type: ignore[arg-type]
@@ -176,23 +211,23 @@ def _adamw_step(group: ParameterGroup, learning_rate: float, betas: tuple[float,
     )
 
 
-def _muon_step(group: ParameterGroup, learning_rate: float, betas: tuple[float, float]) -> None:
+def _muon_step(group: ParameterGroup, places: list[int], learning_rate: float, betas: tuple[float, float]) -> None:
     """Nesterov momentum, made orthogonal. Source: Jordan et al. 2024; the scale, Liu et al. 2025 (Moonlight)."""
     del betas
     by_shape: dict[tuple[int, int], list[int]] = {}
-    for place in _with_gradient(group):
+    for place in places:
         rows, columns = group.parameters[place].shape
         by_shape.setdefault((rows, columns), []).append(place)
-    for (rows, columns), places in by_shape.items():
+    for (rows, columns), alike in by_shape.items():
         updates = []
-        for place in places:
+        for place in alike:
             gradient, momentum = group.parameters[place].grad, group.state["momentum"][place]
             assert gradient is not None
             momentum.lerp_(gradient, 1 - _MUON_MOMENTUM)
             updates.append(gradient.lerp(momentum, _MUON_MOMENTUM))
         orthogonal = orthogonalize(torch.stack(updates))
         size = learning_rate * _MUON_RMS * math.sqrt(max(rows, columns))
-        for place, update in zip(places, orthogonal, strict=True):
+        for place, update in zip(alike, orthogonal, strict=True):
             parameter = group.parameters[place]
             parameter.mul_(1 - learning_rate * group.weight_decay).add_(update, alpha=-size)
 

@@ -304,7 +304,7 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, settings.gradient_clip))
         if (trouble := watch.see(value, norm)) is not None:
             raise _DivergedError(trouble)
-        self.optimizer.step(rate)
+        self.optimizer.step(rate, self.workers)
         self.optimizer.zero_grad()
         return _Step(value, norm, rate, sum(len(batch.token_ids) for batch in batches))
 
