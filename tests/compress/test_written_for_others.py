@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationConfig
+from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig
 from transformers import AutoModelForCausalLM
 
 from open_autoglm.compress.int4_file import write_int4
 from open_autoglm.compress.quantize_checkpoint import quantize_checkpoint
 from open_autoglm.compress.settings import QuantizationSettings
 from open_autoglm.engine.backends import load_backend
-from open_autoglm.errors import CheckpointError
+from open_autoglm.errors import CheckpointError, ConfigurationError
 from open_autoglm.models.checkpoint import load_model
 from open_autoglm.models.glm import PackedSequences
 from open_autoglm.models.packed_codes import PackedLayout
@@ -66,6 +66,41 @@ def test_transformers_computes_the_same_with_a_symmetric_checkpoint(tmp_path: Pa
     with torch.no_grad():
         found = theirs(torch.from_numpy(token_ids)[None]).logits[0].numpy()
     np.testing.assert_allclose(logits_of(tmp_path / "out", token_ids), found, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("architecture", ["GlmForCausalLM", "Glm4ForCausalLM"])
+def test_scales_of_the_cache_are_those_of_the_keys_that_transformers_keeps(
+    tmp_path: Path, architecture: str, method: str
+) -> None:
+    save_random_checkpoint(tmp_path / "float", architecture, num_hidden_layers=2)
+    settings = QuantizationSettings(method, 8, -1, True, "compressed-tensors", cache_scales=True)
+    data = random_calibration(sequences=4)
+    quantize_checkpoint(tmp_path / "float", tmp_path / "out", settings, data)
+    scheme = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
+    assert QuantizationArgs.model_validate(scheme).num_bits == 8
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    largest = np.zeros((2, 2))
+    for row in np.split(data.token_ids, np.cumsum(data.lengths)[:-1]):
+        with torch.no_grad():
+            cache = theirs(torch.from_numpy(row.astype(np.int64))[None], use_cache=True).past_key_values
+        for place, layer in enumerate(cache.layers):
+            found = [float(layer.keys.abs().max()), float(layer.values.abs().max())]
+            largest[place] = np.maximum(largest[place], found)
+    tensors = load_tensors(tmp_path / "out")
+    for place in range(2):
+        for part, name in enumerate(("k_scale", "v_scale")):
+            scale = tensors[f"model.layers.{place}.self_attn.{name}"]
+            assert scale.shape == (1,)
+            assert float(scale) == pytest.approx(largest[place, part] / 448, rel=2e-3)
+    # Our engines keep scales of their own for each token, and pass these over.
+    tokens = np.random.default_rng(0).integers(0, 256, 20)
+    assert np.isfinite(logits_of(tmp_path / "out", tokens)).all()
+    load_backend("native", tmp_path / "out", weights="float32", threads=1).close()
+    with pytest.raises(ConfigurationError, match="choose --format compressed-tensors"):
+        QuantizationSettings(method, layout="gptq", cache_scales=True)
+    with pytest.raises(ConfigurationError, match="--kv-cache-scales needs --calibration"):
+        quantize_checkpoint(tmp_path / "float", tmp_path / "none", settings, None)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -66,6 +66,14 @@ def quantize_command(
             help="AWQ: round as GPTQ does after scaling; otherwise to nearest in clipped ranges, as published."
         ),
     ] = True,
+    kv_cache_scales: Annotated[
+        bool,
+        typer.Option(
+            "--kv-cache-scales",
+            "--kv_cache_scales",
+            help="Also write the scales with which vLLM keeps keys and values in 8 bits; needs --calibration.",
+        ),
+    ] = False,
     damping: Annotated[float, typer.Option(help="GPTQ: what is added to the Hessian, as a share of its mean.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of the choice of sequences.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of stdout.")] = False,
@@ -92,6 +100,7 @@ def quantize_command(
         damping=damping,
         activation_order=activation_order,
         compensate=compensate,
+        cache_scales=kv_cache_scales,
     )
     data = None
     if calibration is not None and settings.needs_data:

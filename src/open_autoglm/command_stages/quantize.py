@@ -33,13 +33,15 @@ class QuantizeConfig(BaseModel):
     sequence_length: int = Field(default=512, ge=1)
     activation_order: bool = True
     compensate: bool = True
+    kv_cache_scales: bool = False
     damping: float = 0.01
     seed: int = 0
 
     @model_validator(mode="after")
     def _has_texts(self) -> QuantizeConfig:
-        if self.method in ("gptq", "awq") and self.calibration is None:
-            raise ValueError(f"{self.method} needs texts like those that the model will see: 'calibration'")
+        if (self.method in ("gptq", "awq") or self.kv_cache_scales) and self.calibration is None:
+            who = "kv_cache_scales" if self.kv_cache_scales else self.method
+            raise ValueError(f"{who} needs texts like those that the model will see: 'calibration'")
         return self
 
 
@@ -73,6 +75,7 @@ class Quantize:
             damping=config.damping,
             activation_order=config.activation_order,
             compensate=config.compensate,
+            cache_scales=config.kv_cache_scales,
         )
         data = None
         if config.calibration is not None and settings.needs_data:

@@ -152,6 +152,19 @@ class LayerRunner:
                 self._forward(first, last).numpy().tofile(file)
 
     @torch.no_grad()
+    def largest_cached(self) -> tuple[float, float]:
+        """The largest absolute number among the keys, and among the values, that a KV cache would hold."""
+        seen = [0.0, 0.0]
+        handle = self._layer.get_submodule("self_attn.o_proj").register_forward_pre_hook(_end)
+        try:
+            for first, last in self._states.batches:
+                with contextlib.suppress(_Enough):
+                    self._forward(first, last, seen)
+        finally:
+            handle.remove()
+        return seen[0], seen[1]
+
+    @torch.no_grad()
     def block(self, name: str) -> Callable[[], Tensor]:
         """The layer's block of that name, to be run on its inputs in the first few thousand tokens, again and again."""
         module = self._layer.get_submodule(name)
@@ -175,11 +188,25 @@ class LayerRunner:
 
         return run
 
-    def _forward(self, first: int, last: int) -> Tensor:
+    def _forward(self, first: int, last: int, cached: list[float] | None = None) -> Tensor:
+        """cached: is raised to the largest absolute key and value, if given."""
         hidden, lengths = self._states.read(first, last)
-        attention = PackedSequences(lengths)
+        attention = PackedSequences(lengths) if cached is None else _WatchedCache(lengths, cached)
         rotary = rotary_tables(attention.positions, attention.lengths, self._config)
         return self._layer(hidden, rotary, attention)
+
+
+class _WatchedCache(PackedSequences):
+    """Attention that notes how large the keys, turned by RoPE, and the values become."""
+
+    def __init__(self, lengths: Tensor, seen: list[float]) -> None:
+        super().__init__(lengths)
+        self._seen = seen
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        for place, held in enumerate((key, value)):
+            self._seen[place] = max(self._seen[place], float(held.abs().max()))
+        return super().__call__(layer, query, key, value)
 
 
 def write_embedded(table: DenseWeight, token_ids: np.ndarray, target: HiddenStates) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 
 from open_autoglm.compress.activations import HiddenStates, LayerRunner, write_embedded
@@ -26,6 +27,8 @@ from open_autoglm.models.tensor_writing import StoredTensor, as_float_type
 from open_autoglm.models.weights import DenseWeight, WeightReader
 
 _LARGEST_HALF: Final = 65504.0
+_LARGEST_FLOAT8: Final = 448.0
+_LEAST_CACHED: Final = 1e-6
 EXACT: Final = ("mlp.gate.weight", "mlp.gate.e_score_correction_bias")
 """Tensors of a layer that stay in float32: their last bits decide which experts are chosen."""
 
@@ -109,7 +112,8 @@ def pack_layers(
     exact_states: HiddenStates | None = None
     if needs_data and calibration is not None:
         states = HiddenStates(hidden_path(folder, first), calibration.lengths, config.hidden_size)
-        exact_states = states if first == 0 else replace(states, path=exact_path(folder, first))
+        if plan.settings.aims_at_exact:
+            exact_states = states if first == 0 else replace(states, path=exact_path(folder, first))
         if first == 0:
             table = reader.dense("model.embed_tokens.weight")
             write_embedded(table, calibration.token_ids, states)
@@ -147,13 +151,16 @@ def pack_layers(
             tensors[prefix + name] = stored
             if not exact:  # the layer computes on as it will be read
                 tensor.copy_(torch.from_numpy(DenseWeight(stored.values, stored.dtype == "BF16").float32()))
+        if runner is not None and plan.settings.cache_scales:
+            tensors |= _cache_scales(prefix, runner)
         following: HiddenStates | None = None
         exact_following: HiddenStates | None = None
-        if runner is not None and rounder.exact is not None and states is not None:
+        is_last = index + 1 == config.num_hidden_layers
+        if runner is not None and states is not None and not is_last:
             following = replace(states, path=hidden_path(folder, index + 1))
-            exact_following = replace(states, path=exact_path(folder, index + 1))
-            if index + 1 < config.num_hidden_layers:
-                runner.write_outputs(following)
+            runner.write_outputs(following)
+            if rounder.exact is not None:
+                exact_following = replace(states, path=exact_path(folder, index + 1))
                 rounder.exact.write_outputs(exact_following)
         del layer, runner, rounder
         yield PackedLayer(index, tensors, [replace(item, name=prefix + item.name) for item in rounded.reports])
@@ -161,6 +168,15 @@ def pack_layers(
             if passed is not None:
                 passed.path.unlink(missing_ok=True)
         states, exact_states = following, exact_following
+
+
+def _cache_scales(prefix: str, runner: LayerRunner) -> dict[str, StoredTensor]:
+    """What a layer's keys and values are divided by before they are kept as float8 (E4M3), under vLLM's names."""
+    found: dict[str, StoredTensor] = {}
+    for name, largest in zip(("k_scale", "v_scale"), runner.largest_cached(), strict=True):
+        scale = np.array([max(largest, _LEAST_CACHED) / _LARGEST_FLOAT8], dtype=np.float32)
+        found[f"{prefix}self_attn.{name}"] = as_float_type(DenseWeight(scale), "float32")
+    return found
 
 
 def hidden_path(folder: Path, index: int) -> Path:

@@ -61,9 +61,10 @@ def quantize_checkpoint(
     """
     started = time.monotonic()
     if settings.needs_data and calibration is None:
+        asked = "--kv-cache-scales" if settings.cache_scales else f"--method {settings.method}"
         raise ConfigurationError(
-            f"--method {settings.method} needs --calibration DATA: text or examples like what the model will see; "
-            "--method rtn needs none"
+            f"{asked} needs --calibration DATA: text or examples like what the model will see; "
+            "--method rtn alone needs none"
         )
     if out.resolve() == model.resolve():
         raise ConfigurationError(f"--out {out} is the model itself; choose another folder")
@@ -222,7 +223,11 @@ def _write_config(model: Path, out: Path, reader: WeightReader, plan: PackingPla
     settings = plan.settings
     config["dtype"] = plan.dense_type
     config["quantization_config"] = quantization_config(
-        plan.layout, method=settings.method, symmetric=settings.symmetric, kept=plan.kept
+        plan.layout,
+        method=settings.method,
+        symmetric=settings.symmetric,
+        kept=plan.kept,
+        cache_scales=settings.cache_scales,
     )
     write_json(out / CONFIG_FILE, config)
 

@@ -30,7 +30,8 @@ class QuantizationSettings:
     the whole row. symmetric: no zero points. layout: the format written. search: look for the range of least error;
     otherwise each grid spans the whole range of its group. damping, activation_order: GPTQ's, as `GptqSettings` says.
     compensate: AWQ's scaled weights are rounded as GPTQ's are, each error made up for by the columns to come; otherwise
-    to the nearest code of clipped ranges, as AWQ was published. plugin: the digest of the plugin's content, filled in.
+    to the nearest code of clipped ranges, as AWQ was published. cache_scales: write the scales with which vLLM keeps
+    each layer's keys and values in 8-bit floating point. plugin: the digest of the plugin's content, filled in.
     Raises ConfigurationError for what does not go together.
     """
 
@@ -43,6 +44,7 @@ class QuantizationSettings:
     damping: float = 0.01
     activation_order: bool = True
     compensate: bool = True
+    cache_scales: bool = False
     plugin: str | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +57,10 @@ class QuantizationSettings:
             object.__setattr__(self, "plugin", known[self.method].digest)
         if self.layout not in FORMATS:
             raise ConfigurationError(f"unknown format '{self.layout}'; choose one of: {', '.join(FORMATS)}")
+        if self.cache_scales and self.layout != "compressed-tensors":
+            raise ConfigurationError(
+                f"the {self.layout} format has no place for scales of the KV cache; choose --format compressed-tensors"
+            )
         if self.bits not in (4, 8):
             raise ConfigurationError(f"--bits must be 4 or 8, not {self.bits}")
         if self.layout == "awq" and self.bits != 4:
@@ -76,9 +82,14 @@ class QuantizationSettings:
         return {name: value for name, value in asdict(self).items() if name != "plugin" or value is not None}
 
     @property
+    def aims_at_exact(self) -> bool:
+        """Whether matrices make up for what was lost before them, so that the exact model's states are needed."""
+        return self.method in ("gptq", "awq")
+
+    @property
     def needs_data(self) -> bool:
         """Whether calibration data are needed."""
-        return self.method in ("gptq", "awq")
+        return self.aims_at_exact or self.cache_scales
 
 
 def quantization_settings(
@@ -91,12 +102,14 @@ def quantization_settings(
     damping: float = 0.01,
     activation_order: bool = True,
     compensate: bool = True,
+    cache_scales: bool = False,
 ) -> QuantizationSettings:
     """Settings of which those that are None follow from the others, as is usual for the method and the bits.
 
     Raises ConfigurationError for what does not go together.
     """
-    chosen: Method = layout or ("gptq" if bits == 8 and method == "awq" else _LAYOUTS.get(method, "compressed-tensors"))
+    usual = "gptq" if bits == 8 and method == "awq" else _LAYOUTS.get(method, "compressed-tensors")
+    chosen: Method = layout or ("compressed-tensors" if cache_scales else usual)
     return QuantizationSettings(
         method=method,
         bits=bits,
@@ -106,4 +119,5 @@ def quantization_settings(
         damping=damping,
         activation_order=activation_order,
         compensate=compensate,
+        cache_scales=cache_scales,
     )

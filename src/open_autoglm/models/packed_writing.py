@@ -62,11 +62,17 @@ def pack_layer(layout: PackedLayout, weight: Int4Weight, scale_type: str) -> dic
     }
 
 
-def quantization_config(layout: PackedLayout, *, method: str, symmetric: bool, kept: Sequence[str]) -> dict[str, Any]:
+_CACHE_SCHEME: Final = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+
+
+def quantization_config(
+    layout: PackedLayout, *, method: str, symmetric: bool, kept: Sequence[str], cache_scales: bool = False
+) -> dict[str, Any]:
     """The `quantization_config` for `config.json`.
 
     method: how the codes were found, for people. kept: modules in floating point, besides embeddings, `lm_head` and
-    routers, which always are.
+    routers, which always are. cache_scales: each layer has a scale for its keys and one for its values, of
+    compressed-tensors only.
     """
     if layout.method == "awq":
         return {
@@ -112,6 +118,7 @@ def quantization_config(layout: PackedLayout, *, method: str, symmetric: bool, k
                 "output_activations": None,
             }
         },
+        **({"kv_cache_scheme": _CACHE_SCHEME} if cache_scales else {}),
     }
 
 

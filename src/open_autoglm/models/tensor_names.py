@@ -16,6 +16,9 @@ _CHATGLM_MARK: Final = "transformer.encoder."
 CHATGLM_NORM: Final = "transformer.encoder.final_layernorm.weight"
 """The tensor by which the layout of ChatGLM repositories is known."""
 
+_CACHE_SCALES: Final = (".self_attn.k_scale", ".self_attn.v_scale")
+"""Of a KV cache in 8-bit floating point, per tensor: other engines want them, ours have scales for each token."""
+
 _CHATGLM_MODULES: Final = {
     "model.embed_tokens": "transformer.embedding.word_embeddings",
     "model.norm": "transformer.encoder.final_layernorm",
@@ -87,11 +90,11 @@ def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def is_ignored(stored: str, config: ModelConfig) -> bool:
-    """Whether a stored tensor is no weight of the decoder: RoPE's constants, layers that predict further tokens."""
+    """Whether a stored tensor is no weight of the decoder: RoPE's constants, scales of caches, further predictors."""
     layer = _LAYER.match(stored)
     if layer and int(layer[1]) >= config.num_hidden_layers:
         return True
-    if stored.endswith(("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq")):
+    if stored.endswith(("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", *_CACHE_SCALES)):
         return True
     return config.tie_word_embeddings and stored.startswith(("lm_head.", "transformer.output_layer."))
 

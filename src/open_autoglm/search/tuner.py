@@ -8,6 +8,7 @@ writes what is known of the trials; where they run is the executor's business.
 
 from __future__ import annotations
 
+import math
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ _NEAR_DEFAULT: Final = 3
 """Trials after the first that stay near it: with few trials, a known good place is worth more than a random one."""
 
 _CHALLENGE_MARGIN: Final = 0.2
-"""The share of the first trial's promised loss by which another must be lower to take its place."""
+"""The share of the first trial's expected loss by which another must be lower to take its place."""
 
 _FRONT_MARGIN: Final = 0.02
 """The same where the first trial is one of an evolution's architectures, of which nothing is known beforehand."""
@@ -240,7 +241,7 @@ class Tuner:
         law = fit_power_law([(flops, loss) for flops, _, loss in record.curve])
         if law is None:
             return True
-        end = self._end_of(trial)
+        end = self._end_of(trial, record)
         speed = self.plan.train_flops / self.plan.train_seconds
         gain = max(0.0, law.at(max(1.0, end - seconds * speed)) - law.at(end))
         return another_trial_pays(promises, seconds=seconds, gain_per_second=gain / max(seconds, 1e-9))
@@ -254,18 +255,33 @@ class Tuner:
 
     def _promise(self, trial: optuna.trial.FrozenTrial, record: TrialRecord) -> float:
         """The loss at the end of the last training, if this trial were the one to go on."""
-        return extrapolate([(flops, loss) for flops, _, loss in record.curve], self._end_of(trial))
+        return extrapolate([(flops, loss) for flops, _, loss in record.curve], self._end_of(trial, record))
 
-    def _end_of(self, trial: optuna.trial.FrozenTrial) -> float:
+    def _expected(self, trial: optuna.trial.FrozenTrial, record: TrialRecord) -> float:
+        """The mean, in logarithms, of a trial's last loss and the one that it promises.
+
+        The promise alone favours curves that happen to be steep where they were cut off: a law that was seen over a
+        tenth of a training says little of its end. The loss alone favours models that learn fast and end high.
+        """
+        promise = self._promise(trial, record)
+        last = record.curve[-1][2] if record.curve else promise
+        return math.sqrt(max(promise, 0.0) * max(last, 0.0))
+
+    def _end_of(self, trial: optuna.trial.FrozenTrial, record: TrialRecord) -> float:
+        """The floating-point operations of the last training: where that has a time, those that this model would do."""
         candidate = self.space.candidate(trial.params)
-        return self.plan.flops_at_end(candidate.config, candidate.settings.tokens_per_batch, self._mean_length)
+        end = self.plan.flops_at_end(candidate.config, candidate.settings.tokens_per_batch, self._mean_length)
+        if self.plan.train_seconds and self.plan.parallel == 1 and record.curve and record.curve[-1][1] > 0:
+            done, seconds, _ = record.curve[-1]
+            return done + self.plan.train_seconds * done / seconds
+        return end
 
     def _ranked(self) -> list[tuple[optuna.trial.FrozenTrial, TrialRecord]]:
         """Finished trials, the one to go on with first.
 
         Completed trials come before pruned ones. Of those whose metric is not clearly below the best one, the lowest
-        promised loss wins; but the first trial, whose parameters are known to hold up over long training, gives way
-        only to one that is clearly ahead: early losses favour models that learn fast and end low.
+        expected loss wins; but the first trial, whose parameters are known to hold up over long training, gives way
+        only to one that is clearly ahead.
         """
         complete = [pair for pair in self._records() if pair[1].state == "complete"]
         rest = [pair for pair in self._records() if pair[1].state == "pruned"]
@@ -275,14 +291,14 @@ class Tuner:
         best = min(record.value for _, record in complete)
         noise = max(1 / max(1, record.examples) ** 0.5 for _, record in complete)
         scored = all(record.score is not None and record.value < 2.0 for _, record in complete)
-        promises = {trial.number: self._promise(trial, record) for trial, record in complete}
+        expected = {trial.number: self._expected(trial, record) for trial, record in complete}
         margin = _FRONT_MARGIN if self.space.front else _CHALLENGE_MARGIN
 
         def place(pair: tuple[optuna.trial.FrozenTrial, TrialRecord]) -> tuple[bool, float, int]:
             trial, record = pair
             lags = scored and record.value > best + noise
             favour = 1 - margin if trial.number == 0 else 1.0
-            return lags, promises[trial.number] * favour, trial.number
+            return lags, expected[trial.number] * favour, trial.number
 
         return [*sorted(complete, key=place), *rest]
 
