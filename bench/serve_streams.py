@@ -6,6 +6,8 @@ python bench/serve_streams.py MODEL --quantize int8
 The same prompts go through `LLM.chat` in a process of its own and through `open-autoglm serve` over raw sockets, in
 turns. The client only counts bytes, so that it takes next to nothing. Processor seconds are those of the server's
 process and of the engine's, from /proc; they tell more than the clock where a machine does other things too.
+The first token is timed of requests that come one at a time, a few milliseconds after the one before, here and there: a
+processor that has had nothing to do for that long takes two to four times as long for the same few steps.
 Writes bench/results/serve_streams_NAME.json.
 """
 
@@ -28,6 +30,8 @@ from engine import RESULTS
 from machine import describe_machine
 from open_autoglm.storage import write_json
 
+_PAUSE_SECONDS = 0.005
+
 _ENGINE = """
 import json, sys, time
 from open_autoglm import LLM
@@ -37,7 +41,8 @@ prompts = [f"{index} hello, how are you today?" for index in range(streams)]
 options = dict(max_tokens=tokens, ignore_eos=True, temperature=0.0, guided=False)
 llm.chat(prompts, **{**options, "max_tokens": 8})
 firsts = []
-for index in range(30):
+for index in range(60):
+    time.sleep(float(sys.argv[5]))
     began = time.perf_counter()
     llm.chat([f"{index} what is it?"], **{**options, "max_tokens": 1})
     firsts.append(time.perf_counter() - began)
@@ -106,7 +111,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _engine(model: Path, options: dict[str, Any], streams: int, tokens: int) -> dict[str, Any]:
-    words = [str(model), json.dumps(options), str(streams), str(tokens)]
+    words = [str(model), json.dumps(options), str(streams), str(tokens), str(_PAUSE_SECONDS)]
     done = subprocess.run([sys.executable, "-c", _ENGINE, *words], check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     return {**found, "tokens_per_s": found["tokens"] / found["seconds"]}
@@ -192,6 +197,7 @@ def _first(port: int, content: str) -> float:
     """Seconds to the first byte of an answer's body, on a connection of its own that is open already."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        time.sleep(_PAUSE_SECONDS)
         request = _request(content, 1)
         began = time.perf_counter()
         connection.sendall(request)

@@ -11,6 +11,10 @@ constexpr int kIdleSpins = 8000;
 // core another program holds, and does best to sleep: the system then runs it at once when it is woken, while one that
 // keeps spinning or yielding loses its turn.
 constexpr int kBarrierSpins = 2000;
+// After a pause, when threads have to be woken: a wake-up takes longer than kBarrierSpins, so whoever waits for it would
+// sleep, and have to be woken in turn, phase after phase. What all may spin beyond kBarrierSpins in that step, together.
+constexpr int kPatience = 24000;
+constexpr int kPatienceStep = 200;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -37,6 +41,7 @@ void ThreadTeam::run(const std::function<void(int)>& body) {
     if (workers_.empty()) return body(0);
     body_ = &body;
     unfinished_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    patience_.store(asleep_.load(std::memory_order_relaxed) > 0 ? kPatience : 0, std::memory_order_relaxed);
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();
     body(0);
@@ -59,21 +64,26 @@ void ThreadTeam::barrier() {
         return;
     }
     for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++) {
-        if (spins < kBarrierSpins)
+        if (spins < kBarrierSpins || (spins % kPatienceStep != 0) || take_patience())
             relax();
         else
             phase_.wait(phase, std::memory_order_acquire);
     }
 }
 
+bool ThreadTeam::take_patience() { return patience_.fetch_sub(kPatienceStep, std::memory_order_relaxed) > 0; }
+
 void ThreadTeam::work(int thread) {
     uint32_t seen = 0;
     while (true) {
         for (int spins = 0; round_.load(std::memory_order_acquire) == seen; spins++) {
-            if (spins < kIdleSpins)
+            if (spins < kIdleSpins) {
                 relax();
-            else
-                round_.wait(seen, std::memory_order_acquire);
+                continue;
+            }
+            asleep_.fetch_add(1, std::memory_order_relaxed);
+            round_.wait(seen, std::memory_order_acquire);
+            asleep_.fetch_sub(1, std::memory_order_relaxed);
         }
         seen = round_.load(std::memory_order_acquire);
         if (stopping_.load(std::memory_order_acquire)) return;

@@ -32,11 +32,16 @@ public:
 private:
     void work(int thread);
 
+    // Whether a thread at a barrier may spin on for a while.
+    bool take_patience();
+
     std::vector<std::thread> workers_;
     const std::function<void(int)>* body_ = nullptr;
     std::atomic<uint32_t> round_{0};
     std::atomic<int> unfinished_{0};
     std::atomic<bool> stopping_{false};
+    std::atomic<int> asleep_{0};
+    std::atomic<int> patience_{0};
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
 };

@@ -91,7 +91,7 @@ def wander(guide: Guide, tokenizer: Tokenizer, seed: int, limit: int = 400) -> s
 def words(text: str) -> st.SearchStrategy[str]:
     cut = split_words(text)
     spans = st.tuples(st.integers(0, len(cut) - 1), st.integers(1, len(cut)))
-    return spans.map(lambda span: "".join(cut[span[0] : span[1]]).rstrip()).filter(bool)
+    return spans.map(lambda span: "".join(cut[span[0] : span[1]]).strip()).filter(bool)
 
 
 def any_answer(text: str) -> st.SearchStrategy[Any]:
@@ -151,7 +151,7 @@ def test_random_answers_are_valid_without_double_keys_and_copied(
         for _, copied in pairs["slots"]:
             assert copied
             assert copied in text
-            assert copied == copied.rstrip()
+            assert copied == copied.strip()
         assert answer == dump(json.loads(answer))
     assert len(set(lengths)) > 1
 

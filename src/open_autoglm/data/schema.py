@@ -92,7 +92,8 @@ class _Seen:
                 self.count_strings()
             if value and value in text:
                 # Words between spaces are whole ones, which most are: seen at once.
-                self.copied += f" {value} " in text or is_copied(value, text[1:-1])
+                whole = f" {value} " in text or is_copied(value, text[1:-1])
+                self.copied += whole and value == value.strip()  # a guide copies no white space at the ends
         elif isinstance(value, dict):
             self.types["object"] += 1
             keys = self.keys

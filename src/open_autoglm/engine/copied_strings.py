@@ -121,8 +121,9 @@ class CopiedWords:
         ends: set[int] = set()
         text = bytearray()
         for word in words:
-            starts.append(len(text))
             escaped = json.dumps(word, ensure_ascii=False)[1:-1]
+            if not escaped[0].isspace():
+                starts.append(len(text))
             text += escaped.encode()
             if not escaped[-1].isspace():
                 ends.add(len(text))

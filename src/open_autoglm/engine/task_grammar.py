@@ -48,8 +48,8 @@ class TaskGrammar:
     object takes its keys in any order (one with more than 64 keys, in the schema's order). An object with a schema
     for `additionalProperties` takes up to 32 keys of at most 64 characters that it does not name, wherever a key may
     stand if the order is free, and else after the others. An `x-copied` string is a
-    run of whole words of the input that does not end in white space; it is any string when the input has no words or
-    more than 100,000 characters.
+    run of whole words of the input that neither begins nor ends in white space; it is any string when the input has no
+    words or more than 100,000 characters.
     Raises ConfigurationError for a schema that uses anything else.
     """
 
@@ -89,7 +89,7 @@ class TaskGrammar:
 
 
 def substring_grammar(text: str) -> str:
-    """The Lark grammar of all runs of whole words of `text` that do not end in white space."""
+    """The Lark grammar of all runs of whole words of `text` that neither begin nor end in white space."""
     return "start: COPIED\n" + "\n".join(f"{name}: {rule}" for name, rule in _run_of_words(split_words(text)).items())
 
 
@@ -97,7 +97,7 @@ def _run_of_words(words: list[str]) -> dict[str, str]:
     """The terminal COPIED, and what it needs."""
     return {
         "RUN_OF_WORDS": "%regex " + json.dumps({"substring_chunks": words}),
-        "COPIED": r"RUN_OF_WORDS & /(.|\n)*\S/",
+        "COPIED": r"RUN_OF_WORDS & /\S((.|\n)*\S)?/",
     }
 
 
