@@ -63,7 +63,8 @@ class Task:
     labels: the label set of a classification, most frequent first.
     answer_schema: a JSON schema (draft 2020-12 keywords) that every answer of an extraction fits. Two annotations
         of ours steer guided decoding and mean nothing to a validator: `x-free-order: true` on an object whose keys
-        come in no fixed order, `x-copied: true` on a string that is always words of the input.
+        come in no fixed order, `x-copied: true` on a string that is always words of the input. A third,
+        `x-copied-in-order: true` on the whole, says that these are copied from left to right, each behind the last.
     input_column, output_column: where the data came from, for people to read.
     tools: the functions that all training rows of a tool-call task offer, as OpenAI describes them, where all offer the
         same: then a request need not bring them.

@@ -3,6 +3,7 @@
 
 import json
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -114,6 +115,27 @@ def test_closed_sets_are_enums_and_open_ones_are_not() -> None:
     assert properties["rare"] == {"type": "string"}, "one value in sixty was new, so another may come"
     few = infer_answer_schema([example("t", {"kind": "abc"[n % 3]}) for n in range(12)])
     assert few["properties"]["kind"] == {"type": "string"}, "four rows per value prove nothing"
+
+
+@pytest.mark.parametrize(
+    ("answer", "in_order"),
+    [
+        (lambda n: {"from": f"a{n}", "to": f"b{n}"}, True),
+        (lambda n: {"ways": [f"a{n}", {"by": f"b{n}"}], "sure": True}, True),
+        (lambda n: {"to": f"b{n}", "from": f"a{n}"}, False),
+        (lambda n: {"from": f"a{n}", "again": f"a{n}"}, False),
+        (lambda n: {"all": f"from a{n} to b{n}", "to": f"b{n}"}, False),
+        (lambda n: {"from": f"a{n}"}, False),
+    ],
+)
+def test_answers_that_copy_from_left_to_right_are_known(
+    answer: Callable[[int], dict[str, Any]], in_order: bool
+) -> None:
+    rows = [example(f"from a{n} to b{n} please", answer(n)) for n in range(400)]
+    assert infer_answer_schema(rows).get("x-copied-in-order", False) is in_order
+    assert "x-copied-in-order" not in infer_answer_schema(rows[:49])
+    odd = dict(reversed(answer(1).items()))
+    assert infer_answer_schema([*rows, example("from a1 to b1", odd)]).get("x-copied-in-order", False) is in_order
 
 
 def test_words_of_the_input_are_copied_only_with_enough_evidence() -> None:

@@ -156,3 +156,44 @@ def test_where_the_place_does_not_tell_what_a_string_is_there_is_no_shape(schema
 def test_an_input_without_words_takes_any_string(compiler: GuideCompiler) -> None:
     guide = compiler.compile_task(Task(TaskKind.EXTRACTION, answer_schema=SCHEMAS[0]), " \n ")
     assert guide._copied is None
+
+
+def lists_in_order(words: list[str]) -> list[str]:
+    """All lists of one or two runs of words, the second from behind the first, if there is anything."""
+    spans = [(start, end) for start in range(len(words)) for end in range(start + 1, len(words) + 1)]
+    found = [[span] for span in spans]
+    for first in spans:
+        found += [[first, second] for second in spans if second[0] >= first[1] or first[1] == len(words)]
+    return [json.dumps([" ".join(words[start:end]) for start, end in spans]) for spans in found]
+
+
+def test_strings_that_are_copied_in_order_come_from_behind_each_other(compiler: GuideCompiler) -> None:
+    words = ["play", "some", "jazz", "it"]
+    schema = {"type": "array", "items": COPIED, "minItems": 1, "maxItems": 2, "x-copied-in-order": True}
+    task = Task(TaskKind.EXTRACTION, answer_schema=schema)
+    valid = lists_in_order(words)
+    tokens = compiler._bytes().tokens
+    mask = np.zeros((1, -(-compiler._vocab_size // 32)), dtype=np.int32)
+    answers = set()
+    for seed in range(60):
+        guide, written, chance = compiler.compile_task(task, " ".join(words)), b"", random.Random(seed)
+        while not guide.is_finished:
+            if chance.random() < 0.2:
+                guide = guide.copy()
+            going_on = [answer.encode() for answer in valid if answer.encode().startswith(written)]
+            guide.fill_mask(mask, 0)
+            allowed = [token_id for token_id in tokens_of(mask) if token_id < len(tokens) and tokens[token_id]]
+            expected = [
+                token_id
+                for token_id, data in enumerate(tokens)
+                if data and any(answer.startswith(written + data) for answer in going_on)
+            ]
+            assert allowed == expected, written
+            if not allowed:
+                break
+            token_id = chance.choice(allowed)
+            guide.accept(token_id)
+            written += tokens[token_id]
+        assert written.decode() in valid
+        answers.add(written)
+    assert len(answers) > 10

@@ -20,6 +20,7 @@ from open_autoglm.task import Task, TaskKind
 
 FREE_ORDER: Final = "x-free-order"
 COPIED: Final = "x-copied"
+COPIED_IN_ORDER: Final = "x-copied-in-order"
 _BAD_SHARE: Final = 0.01
 _MAX_DEPTH: Final = 32
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from open_autoglm.data.answers import COPIED, FREE_ORDER, parse_answer
+from open_autoglm.data.answers import COPIED, COPIED_IN_ORDER, FREE_ORDER, parse_answer
+from open_autoglm.data.copy_order import copies_in_order
 from open_autoglm.data.example import Example
 from open_autoglm.data.example_store import pairs_of
 from open_autoglm.errors import DataError
@@ -50,7 +51,7 @@ def infer_answer_schema(examples: Sequence[Example]) -> dict[str, Any]:
       new one is above 2% (keys seen once / keys seen), and their values are then like the others'. The order of keys
       is free when none is required, or when two change places in more than 0.5% of the objects that have both.
     * A string that was seen 20 times, and is whole words of the last user message in 99.5% of them, is `x-copied`:
-      unseen words are as good as seen ones.
+      unseen words are as good as seen ones. `x-copied-in-order` says that answers copy from left to right.
     * Another string is an enum when its values are a closed set: eight rows per value, and none seen only once, so
       that the estimated chance of a new one is nil (Good 1953).
     * `x-format` names the form that all of at least 20 other strings have: date, date-time, time, email, uri, uuid.
@@ -66,7 +67,9 @@ def infer_answer_schema(examples: Sequence[Example]) -> dict[str, Any]:
             raise DataError(f"{source}: the answer is not a JSON object or array ({error})") from None
         root.add(value, f" {text} ")
     root.count_strings()
-    return {"$schema": _DIALECT, **root.schema()}
+    schema = root.schema()
+    in_order = {COPIED_IN_ORDER: True} if copies_in_order(pairs_of(examples), schema) else {}
+    return {"$schema": _DIALECT, **schema, **in_order}
 
 
 @dataclass

@@ -10,6 +10,7 @@ vocabulary's bytes, of which few branches match. The tests hold the masks agains
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -131,6 +132,10 @@ class CopiedWords:
         self.text, self.ends = bytes(text[:last]), frozenset(ends)
         self.starts = tuple([start for start in starts if start < last])
 
+    def starts_behind(self, place: int) -> tuple[int, ...]:
+        """The places where a string may begin that is copied from no earlier than `place`; all if there is none."""
+        return self.starts[bisect_left(self.starts, place) :] or self.starts
+
     def after(self, places: Sequence[int], byte: int) -> tuple[int, ...]:
         """The places behind a byte."""
         text = self.text
@@ -138,25 +143,29 @@ class CopiedWords:
 
 
 class CopiedStrings:
-    """How far an answer is: its structure, and of the copied string that is open the places where it may stand."""
+    """How far an answer is: its structure, and of the copied string that is open the places where it may stand.
 
-    def __init__(self, vocabulary: TokenBytes, shape: CopyShape, words: CopiedWords) -> None:
-        self._vocabulary, self._words = vocabulary, words
+    in_order: each string is copied from behind the one before it, where anything is left there.
+    """
+
+    def __init__(self, vocabulary: TokenBytes, shape: CopyShape, words: CopiedWords, *, in_order: bool = False) -> None:
+        self._vocabulary, self._words, self._in_order = vocabulary, words, in_order
         self._place = _Place(shape)
         self._places: tuple[int, ...] = ()
+        self._behind = 0
 
     def copy(self) -> CopiedStrings:
         """The same state, for another answer to the same input."""
         made = CopiedStrings.__new__(CopiedStrings)
-        made._vocabulary, made._words = self._vocabulary, self._words
-        made._place, made._places = self._place.copy(), self._places
+        made._vocabulary, made._words, made._in_order = self._vocabulary, self._words, self._in_order
+        made._place, made._places, made._behind = self._place.copy(), self._places, self._behind
         return made
 
     def advance(self, token_id: int) -> None:
         """Go on by a token that the masks allowed."""
         tokens = self._vocabulary.tokens
         if 0 <= token_id < len(tokens):
-            self._places = self._write(self._place, self._places, tokens[token_id]) or ()
+            self._places, self._behind = self._write(self._place, tokens[token_id]) or ((), self._behind)
 
     def restrict(self, mask: np.ndarray) -> None:
         """Leave of the grammar's tokens those that copy. mask: int32[ceil(vocab_size / 32)], a bit for each token."""
@@ -207,20 +216,26 @@ class CopiedStrings:
         return found
 
     def _fits(self, data: bytes) -> bool:
-        return self._write(self._place.copy(), self._places, data) is not None
+        return self._write(self._place.copy(), data) is not None
 
-    def _write(self, place: _Place, places: tuple[int, ...], data: bytes) -> tuple[int, ...] | None:
-        """The places after some bytes, which move `place`; none if they copy what is not there."""
-        words = self._words
+    def _write(self, place: _Place, data: bytes) -> tuple[tuple[int, ...], int] | None:
+        """The places after some bytes, which move `place`, and where the last string ended at the earliest.
+
+        None if they copy what is not there.
+        """
+        words, places, behind = self._words, self._places, self._behind
         for byte in data:
             if place.is_copied:
                 found = words.after(places, byte)
                 # A quotation mark of the input comes behind a backslash, where no word ends: so it is one or the other.
                 if byte == _QUOTE and not found:
-                    if not place.is_written or not any(one in words.ends for one in places):
+                    ends = [one for one in places if one in words.ends] if place.is_written else []
+                    if not ends:
                         return None
                     place.close()
                     places = ()
+                    if self._in_order:
+                        behind = min(ends)
                     continue
                 if not found:
                     return None
@@ -229,8 +244,8 @@ class CopiedStrings:
                 continue
             place.read(byte)
             if place.is_copied:
-                places = words.starts
-        return places
+                places = words.starts_behind(behind)
+        return places, behind
 
 
 class _Place:

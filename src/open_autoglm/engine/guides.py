@@ -198,7 +198,10 @@ class GuideCompiler:
         words = grammar.words(input_text)
         if words and grammar.shape is not None and self._vocab_size <= _MOST_FOLLOWED:
             matcher = self._any_copied(task, grammar)
-            return Guide(matcher.deep_copy(), CopiedStrings(self._bytes(), grammar.shape, CopiedWords(words)))
+            return Guide(
+                matcher.deep_copy(),
+                CopiedStrings(self._bytes(), grammar.shape, CopiedWords(words), in_order=grammar.in_order),
+            )
         if grammar.depends_on_input:
             text = FREE_TOKENS + grammar.text(input_text)
             return Guide(self._compile(text, "the task's guide cannot take this input", "messages"))

@@ -58,6 +58,8 @@ class TaskGrammar:
         """Whether the grammar differs from input to input."""
         self.shape: CopyShape | None = None
         """Where strings are copied, if `CopiedStrings` can follow them beside `text_of_any`."""
+        self.in_order = bool((task.answer_schema or {}).get("x-copied-in-order"))
+        """Whether they are copied from left to right. Only `CopiedStrings` holds answers to that."""
         if task.labels:
             self._with_words = self._without = "start: " + "\n  | ".join(_literal(label) for label in task.labels)
             return
