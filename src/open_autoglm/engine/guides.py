@@ -157,6 +157,15 @@ class Guide:
             self._copied.advance(token_id)
 
 
+@dataclass
+class _KnownTask:
+    """The task that was asked for last. matcher_of_any: of the grammar in which copied strings are any text, once made."""
+
+    task: Task
+    grammar: TaskGrammar
+    matcher_of_any: LLMatcher | None = None
+
+
 class GuideCompiler:
     """Compiles guides for one tokenizer, within bounds on time and size, and keeps the latest ones.
 
@@ -168,8 +177,7 @@ class GuideCompiler:
         self._vocab_size, self._stop_token_ids = vocab_size, tuple(stop_token_ids)
         self._tokenizer = self._load(tokenizer.to_str())
         self._tagged: LLTokenizer | None = None
-        self._task: tuple[Task, TaskGrammar] | None = None
-        self._copying: tuple[Task, LLMatcher] | None = None
+        self._task: _KnownTask | None = None
         self._token_bytes: TokenBytes | None = None
         self._limits = LLParserLimits(verbose_errors=False)
         self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
@@ -192,14 +200,16 @@ class GuideCompiler:
     def compile_task(self, task: Task, input_text: str) -> Guide:
         """Compile the guide of a task for one input. Raises ConfigurationError or RequestError."""
         known = self._task
-        if known is None or known[0] is not task:
-            known = self._task = (task, TaskGrammar(task))
-        grammar = known[1]
+        if known is None or known.task is not task:
+            known = self._task = _KnownTask(task, TaskGrammar(task))
+        grammar = known.grammar
         words = grammar.words(input_text)
         if words and grammar.shape is not None and self._vocab_size <= _MOST_FOLLOWED:
-            matcher = self._any_copied(task, grammar)
+            if known.matcher_of_any is None:
+                complaint = "the task's answer schema cannot be guided"
+                known.matcher_of_any = self._compile(FREE_TOKENS + grammar.text_of_any(), complaint, None)
             return Guide(
-                matcher.deep_copy(),
+                known.matcher_of_any.deep_copy(),
                 CopiedStrings(self._bytes(), grammar.shape, CopiedWords(words), in_order=grammar.in_order),
             )
         if grammar.depends_on_input:
@@ -211,13 +221,6 @@ class GuideCompiler:
             matcher = self._compile(FREE_TOKENS + grammar.text(""), "the task's answer schema cannot be guided", None)
             self._keep(key, matcher)
         return Guide(matcher.deep_copy())
-
-    def _any_copied(self, task: Task, grammar: TaskGrammar) -> LLMatcher:
-        found = self._copying
-        if found is None or found[0] is not task:
-            complaint = "the task's answer schema cannot be guided"
-            found = self._copying = (task, self._compile(FREE_TOKENS + grammar.text_of_any(), complaint, None))
-        return found[1]
 
     def _bytes(self) -> TokenBytes:
         if self._token_bytes is None:

@@ -307,7 +307,7 @@ class LLM:
             default = "task"
         given = None if tools is None else to_tools(tools)
         conversations, is_list = conversations_of(messages)
-        deferred = default == "task" and len(conversations) > 64  # guides take half a megabyte each
+        deferred = default == "task" and len(conversations) > 64  # a guide may take half a megabyte
         make = functools.partial(
             self.chat_request, tools=given, chat_template_kwargs=chat_template_kwargs, deferred=deferred
         )

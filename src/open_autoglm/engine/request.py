@@ -103,7 +103,7 @@ class Request:
     """One prompt to complete, or to measure.
 
     priority: a lower number goes first. guide: what the answer must look like; used up by this request.
-    make_guide: makes it when the engine takes the request in, since each takes half a megabyte.
+    make_guide: makes it when the engine takes the request in, since one may take half a megabyte.
     drop_prefix: a string that the answer may begin with and that is not part of it.
     stop_switches: tokens after which stop strings are looked for (true) or not. stops_at_first: whether they are before
     the first of these.
