@@ -159,7 +159,7 @@ class Guide:
 
 @dataclass
 class _KnownTask:
-    """The task that was asked for last. matcher_of_any: of the grammar in which copied strings are any text, once made."""
+    """The task that was asked for last. matcher_of_any: of its grammar in which copied strings are any text."""
 
     task: Task
     grammar: TaskGrammar

@@ -18,8 +18,8 @@ class WaitingLine:
     """Work that waits for room, the most urgent first; a few threads take it.
 
     Thousands of orders that come at once would otherwise all be tokenised and have their guides compiled while the
-    engine waits for the interpreter, and hold up to half a megabyte each until their turn. A level of priority counts as
-    having come `PRIORITY_SPAN` orders earlier, as in the scheduler.
+    engine waits for the interpreter, and hold up to half a megabyte each until their turn. A level of priority counts
+    as having come `PRIORITY_SPAN` orders earlier, as in the scheduler.
     has_room: whether more may be taken; called from several threads. threads: that take work.
     """
 
