@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "thread_team.h"
 
+#if defined(__linux__)
+#include <pthread.h>
+#endif
+
 namespace autoglm {
 
 namespace {
@@ -11,10 +15,6 @@ constexpr int kIdleSpins = 8000;
 // core another program holds, and does best to sleep: the system then runs it at once when it is woken, while one that
 // keeps spinning or yielding loses its turn.
 constexpr int kBarrierSpins = 2000;
-// After a pause, when threads have to be woken: a wake-up takes longer than kBarrierSpins, so whoever waits for it would
-// sleep, and have to be woken in turn, phase after phase. What all may spin beyond kBarrierSpins in that step, together.
-constexpr int kPatience = 24000;
-constexpr int kPatienceStep = 200;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -27,6 +27,10 @@ inline void relax() {
 }  // namespace
 
 ThreadTeam::ThreadTeam(int threads) {
+#if defined(__linux__)
+    CPU_ZERO(&allowed_);
+    if (sched_getaffinity(0, sizeof(allowed_), &allowed_) != 0) CPU_ZERO(&allowed_);
+#endif
     for (int thread = 1; thread < threads; thread++) workers_.emplace_back([this, thread] { work(thread); });
 }
 
@@ -41,7 +45,7 @@ void ThreadTeam::run(const std::function<void(int)>& body) {
     if (workers_.empty()) return body(0);
     body_ = &body;
     unfinished_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    patience_.store(asleep_.load(std::memory_order_relaxed) > 0 ? kPatience : 0, std::memory_order_relaxed);
+    if (asleep_.load(std::memory_order_relaxed) > 0) keep_off_callers_core();
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();
     body(0);
@@ -64,14 +68,24 @@ void ThreadTeam::barrier() {
         return;
     }
     for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++) {
-        if (spins < kBarrierSpins || (spins % kPatienceStep != 0) || take_patience())
+        if (spins < kBarrierSpins)
             relax();
         else
             phase_.wait(phase, std::memory_order_acquire);
     }
 }
 
-bool ThreadTeam::take_patience() { return patience_.fetch_sub(kPatienceStep, std::memory_order_relaxed) > 0; }
+void ThreadTeam::keep_off_callers_core() {
+#if defined(__linux__)
+    const int core = sched_getcpu();
+    if (core < 0 || core >= CPU_SETSIZE || core == avoided_) return;
+    if (CPU_COUNT(&allowed_) < size() || !CPU_ISSET(core, &allowed_)) return;
+    cpu_set_t others = allowed_;
+    CPU_CLR(core, &others);
+    for (std::thread& worker : workers_) pthread_setaffinity_np(worker.native_handle(), sizeof(others), &others);
+    avoided_ = core;
+#endif
+}
 
 void ThreadTeam::work(int thread) {
     uint32_t seen = 0;

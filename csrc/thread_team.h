@@ -5,6 +5,10 @@
 // stays inside one call, waits by spinning, and goes to sleep only when nothing has come for a while.
 #pragma once
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -32,8 +36,9 @@ public:
 private:
     void work(int thread);
 
-    // Whether a thread at a barrier may spin on for a while.
-    bool take_patience();
+    // Linux tends to wake a thread on the core of the one that wakes it, where it then waits for a tick of the clock,
+    // milliseconds, while its own core is idle. So threads that sleep are kept off the core that calls.
+    void keep_off_callers_core();
 
     std::vector<std::thread> workers_;
     const std::function<void(int)>* body_ = nullptr;
@@ -41,7 +46,10 @@ private:
     std::atomic<int> unfinished_{0};
     std::atomic<bool> stopping_{false};
     std::atomic<int> asleep_{0};
-    std::atomic<int> patience_{0};
+#if defined(__linux__)
+    cpu_set_t allowed_;
+    int avoided_ = -1;
+#endif
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
 };

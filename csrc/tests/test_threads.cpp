@@ -48,6 +48,35 @@ TEST(team_wakes_after_a_sleep) {
     }
 }
 
+#if defined(__linux__)
+// The threads that slept may be on any core but one, the caller's when it woke them.
+TEST(team_that_slept_stays_off_the_callers_core) {
+    cpu_set_t allowed;
+    CPU_ZERO(&allowed);
+    if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+    ThreadTeam team(2);
+    int cores = CPU_COUNT(&allowed);
+    for (int round = 0; round < 200 && cores == CPU_COUNT(&allowed); round++) {  // one whose core is busy sleeps later
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        team.run([&](int thread) {
+            cpu_set_t mine;
+            CPU_ZERO(&mine);
+            if (thread == 1 && sched_getaffinity(0, sizeof(mine), &mine) == 0) cores = CPU_COUNT(&mine);
+        });
+    }
+    CHECK(cores == CPU_COUNT(&allowed) - 1, "%d of %d cores", cores, CPU_COUNT(&allowed));
+    ThreadTeam more(CPU_COUNT(&allowed) + 1);  // more threads than cores go where they like
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    std::atomic<int> restricted{0};
+    more.run([&](int thread) {
+        cpu_set_t mine;
+        CPU_ZERO(&mine);
+        if (thread > 0 && sched_getaffinity(0, sizeof(mine), &mine) == 0) restricted += CPU_COUNT(&mine) < cores + 1;
+    });
+    CHECK(restricted == 0, "%d threads", restricted.load());
+}
+#endif
+
 TEST(teams_come_and_go) {
     for (int round = 0; round < (kSmall ? 20 : 100); round++) {
         ThreadTeam team(1 + round % 4);
