@@ -269,12 +269,11 @@ class Tuner:
 
     def _end_of(self, trial: optuna.trial.FrozenTrial, record: TrialRecord) -> float:
         """The floating-point operations of the last training: where that has a time, those that this model would do."""
-        candidate = self.space.candidate(trial.params)
-        end = self.plan.flops_at_end(candidate.config, candidate.settings.tokens_per_batch, self._mean_length)
         if self.plan.train_seconds and self.plan.parallel == 1 and record.curve and record.curve[-1][1] > 0:
             done, seconds, _ = record.curve[-1]
             return done + self.plan.train_seconds * done / seconds
-        return end
+        candidate = self.space.candidate(trial.params)
+        return self.plan.flops_at_end(candidate.config, candidate.settings.tokens_per_batch, self._mean_length)
 
     def _ranked(self) -> list[tuple[optuna.trial.FrozenTrial, TrialRecord]]:
         """Finished trials, the one to go on with first.
