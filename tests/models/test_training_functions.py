@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from open_autoglm.models.glm import PackedSequences
+from open_autoglm.models.config import ModelConfig
+from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
 from open_autoglm.models.rotary_embedding import rotate
 from open_autoglm.models.training_functions import (
     can_use,
@@ -97,4 +98,41 @@ def test_attention(key_heads: int, lengths: list[int]) -> None:
 def test_they_are_for_float32_that_needs_a_gradient() -> None:
     assert can_use(random(2, 2))
     assert not can_use(random(2, 2).detach())
-    assert not can_use(random(2, 2, dtype=torch.bfloat16))
+    rounded = random(2, 2, dtype=torch.bfloat16)
+    assert not can_use(rounded)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert can_use(rounded)
+
+
+def test_under_autocast_they_compute_in_float32() -> None:
+    """What autocast rounds are the products of layers, and nothing between them."""
+    packed = PackedSequences(torch.tensor([5, 9, 2]))
+    exact = [random(16, heads, 8) for heads in (4, 2, 2)]
+    rounded = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = packed(0, *rounded)
+    expected = packed(0, *(tensor.float() for tensor in rounded))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    direction = torch.randn(found.shape, generator=GENERATOR)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, rounded, direction), torch.autograd.grad(expected, rounded, direction), strict=True
+    ):
+        assert mine.dtype == torch.bfloat16
+        assert torch.equal(mine, theirs)
+
+
+def test_a_model_under_autocast_has_nearly_the_gradient_of_float32() -> None:
+    """Its products round to eight bits; what is between them would round as often again."""
+    config = ModelConfig(96, 64, 96, 3, 4, 2, 16, architecture="Glm4ForCausalLM")
+    model = GlmForCausalLM(config).train()
+    model.initialize(torch.Generator().manual_seed(1))
+    token_ids = torch.randint(0, config.vocab_size, (60,), generator=GENERATOR)
+    gradients: list[Tensor] = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            hidden = model(token_ids, PackedSequences(torch.tensor([20, 33, 7])))
+            loss = F.cross_entropy(model.logits(hidden).float(), token_ids)
+        found = torch.autograd.grad(loss, list(model.parameters()))
+        gradients.append(torch.cat([part.flatten() for part in found]))
+    assert F.cosine_similarity(*gradients, dim=0) > 0.999

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of the decoder with gradients of their own, for training on a CPU in float32.
+"""Parts of the decoder with gradients of their own, for training on a CPU.
 
 Each computes what the plain formula in `models/glm.py` does, in fewer passes over memory than autograd makes of it:
 there, small models spend as long in these parts as in matrix products. Elsewhere the plain formulas are used.
+They compute in float32. Under autocast, where the layers' products are in bfloat16, they leave it for as long: what
+they do is bound by memory, and PyTorch's attention in bfloat16 takes six times as long backwards on short sequences.
 """
 
 from __future__ import annotations
@@ -12,16 +14,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
+
+_leaving_autocast = custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+_as_forwards = custom_bwd(device_type="cpu")
 
 
 def can_use(hidden: Tensor) -> bool:
-    """Whether these functions are for such a tensor: one that needs a gradient, in float32, on the CPU."""
-    return hidden.requires_grad and hidden.dtype == torch.float32 and hidden.device.type == "cpu"
+    """Whether these functions are for such a tensor: one that needs a gradient, on the CPU, in float32.
+
+    Or in bfloat16 where autocast made it so; a model whose weights are in bfloat16 stays in that.
+    """
+    if not hidden.requires_grad or hidden.device.type != "cpu":
+        return False
+    return hidden.dtype == torch.float32 or (hidden.dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu"))
 
 
 class _RootMeanSquareNorm(torch.autograd.Function):
     @staticmethod
+    @_leaving_autocast
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
         inverse = length.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
@@ -31,6 +43,7 @@ class _RootMeanSquareNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_as_forwards
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         scaled, inverse, weight = ctx.saved_tensors
         product = gradient * scaled
@@ -40,12 +53,13 @@ class _RootMeanSquareNorm(torch.autograd.Function):
 
 
 def root_mean_square_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """hidden: float32[..., size]; weight: float32[size]. Returns hidden's shape."""
+    """hidden: float[..., size]; weight: float32[size]. Returns hidden's shape, in float32."""
     return _RootMeanSquareNorm.apply(hidden, weight, epsilon)
 
 
 class _GatedSilu(torch.autograd.Function):
     @staticmethod
+    @_leaving_autocast
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         ctx.save_for_backward(gate_up)
@@ -53,6 +67,7 @@ class _GatedSilu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_as_forwards
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
@@ -70,12 +85,14 @@ def gated_silu(gate_up: Tensor) -> Tensor:
 
 class _Rotation(torch.autograd.Function):
     @staticmethod
+    @_leaving_autocast
     def forward(ctx: Any, heads: Tensor, turns: Tensor) -> Tensor:
         ctx.save_for_backward(turns)
         return _turned(heads, turns)
 
     @staticmethod
     @once_differentiable
+    @_as_forwards
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (turns,) = ctx.saved_tensors
         return _turned(gradient, turns.conj()), None
@@ -132,6 +149,7 @@ def _rows(sequence: Tensor, place: Tensor, heads: int, longest: int) -> Tensor:
 
 class _ShortAttention(torch.autograd.Function):
     @staticmethod
+    @_leaving_autocast
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PaddedLayout) -> Tensor:
         queries, keys, values = layout.padded(query), layout.padded(key), layout.padded(value)
         scale = 1.0 / math.sqrt(query.shape[-1])
@@ -142,6 +160,7 @@ class _ShortAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_as_forwards
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         queries, keys, values, weights = ctx.saved_tensors
         layout: PaddedLayout = ctx.layout
