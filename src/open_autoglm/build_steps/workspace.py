@@ -25,6 +25,7 @@ from open_autoglm.data import (
     swap_slot_values,
     values_by_key,
 )
+from open_autoglm.data.bpe_dropout import Merges
 from open_autoglm.data.word_dropout import drop_words
 from open_autoglm.evaluate import (
     Evaluation,
@@ -46,7 +47,7 @@ from open_autoglm.progress import ProgressBar
 from open_autoglm.search.space import Candidate, Frame, SearchSpace, default_space
 from open_autoglm.search.space_file import apply_space_file
 from open_autoglm.task import METRICS, Task, TaskKind
-from open_autoglm.train.augmented import AugmentedExamples
+from open_autoglm.train.augmented import AugmentedExamples, OtherPieces
 from open_autoglm.train.optimizers import output_gain
 from open_autoglm.train.settings import TrainingSettings
 from open_autoglm.train.trainer import ExampleSource, FixedExamples
@@ -58,6 +59,7 @@ _TIMED_EXAMPLES: Final = 9
 _LOOKED_AT: Final = 1_000_000
 """Tokens by which it is told how long prompts are beside answers."""
 _MOST_PROMPT_WEIGHT: Final = 0.3
+_EXTRACTION_PROMPT_WEIGHT: Final = 0.1
 SCORE_EXAMPLES: Final = 1000
 """Validation examples that decide between finished models."""
 
@@ -148,6 +150,13 @@ class Workspace:
 
     def make_source(self, settings: TrainingSettings) -> ExampleSource:
         """The training examples, changed each epoch where the settings and the task ask for it."""
+        source = self._make_source(settings)
+        if not settings.bpe_dropout:
+            return source
+        merges = Merges.of(self.tokenizer)
+        return OtherPieces(source, merges, settings.bpe_dropout, settings.seed, self.summary["max_length"])
+
+    def _make_source(self, settings: TrainingSettings) -> ExampleSource:
         match self.task.kind if settings.augmentation else None:
             case TaskKind.EXTRACTION:
                 values = values_by_key(self.prepared.train)
@@ -220,11 +229,17 @@ class Workspace:
             return measure_latency(llm, self.prepared.valid[:_TIMED_EXAMPLES], max_tokens=self.summary["answer_room"])
 
     def _prompt_weight(self) -> float:
-        """What a token of a prompt counts in training: for a classification, all of them as much as the labels.
+        """What a token of a prompt counts in training.
 
-        A label says little about the words before it; guessing these too teaches what they have to do with each other.
+        For a classification, all of them as much as the label, which says little about the words before it: guessing
+        these too teaches what they have to do with each other. For an extraction from short inputs a little: names of
+        towns are told from names of songs by what they stand beside.
         """
-        if self.task.kind is not TaskKind.CLASSIFICATION or self.base is not None:
+        if self.base is not None:
+            return 0.0
+        if self.task.kind is TaskKind.EXTRACTION and self.task.reads_twice:
+            return _EXTRACTION_PROMPT_WEIGHT
+        if self.task.kind is not TaskKind.CLASSIFICATION:
             return 0.0
         share = float(self.train.learn[:_LOOKED_AT].mean())
         return round(min(_MOST_PROMPT_WEIGHT, share / (1.0 - share)), 4)

@@ -49,6 +49,7 @@ OPTIMISATION: Final[tuple[Parameter, ...]] = (
     categorical("optimizer", ("adamw", "muon")),
     uniform("label_smoothing", 0.0, 0.1, step=0.05),
     categorical("ema_decay", (0.0, 0.99, 0.998)),
+    uniform("bpe_dropout", 0.0, 0.1, step=0.05),
 )
 """How a model is trained from nothing; those that `TrainingSettings` has no field for are left out."""
 
@@ -95,6 +96,7 @@ DEFAULTS: Final[dict[str, Value]] = {
     "optimizer": "muon",
     "label_smoothing": 0.0,
     "ema_decay": 0.0,
+    "bpe_dropout": 0.0,
 }
 """The first trial: what did well on the data sets that we tried, so that a short search is never worse than none."""
 

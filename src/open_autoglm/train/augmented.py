@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from open_autoglm.data import Example, TokenizedExamples, encode_examples
+from open_autoglm.data.bpe_dropout import Merges, drop_merges
 from open_autoglm.task import Task
+from open_autoglm.train.trainer import ExampleSource
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,22 @@ class AugmentedExamples:
             self.change(example, generator) if generator.random() < self.share else example for example in self.examples
         )
         return encode_examples(changed, self.tokenizer, self.task, max_length=self.max_length)
+
+
+@dataclass(frozen=True)
+class OtherPieces:
+    """Each epoch, words are cut into other pieces: see `data/bpe_dropout.py`.
+
+    source: whose examples these are. share: of merges undone, between 0 and 1.
+    """
+
+    source: ExampleSource
+    merges: Merges
+    share: float
+    seed: int
+    max_length: int
+
+    def epoch(self, number: int) -> TokenizedExamples:
+        """The examples of epoch `number`: a pure function of the source, the seed and the number."""
+        whole = self.source.epoch(number)
+        return drop_merges(whole, self.merges, self.share, seed=self.seed, epoch=number, max_length=self.max_length)

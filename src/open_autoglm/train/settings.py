@@ -86,6 +86,7 @@ class TrainingSettings:
     activation_checkpointing: bool = False
     compile: bool = False
     prompt_loss_weight: float = 0.0
+    bpe_dropout: float = 0.0
     adapter: AdapterSettings | None = None
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ class TrainingSettings:
         for name in ("dropout", "augmentation", "prompt_loss_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"training settings: {name} must be between 0 and 1")
-        for name in ("label_smoothing", "ema_decay", "beta1", "beta2"):
+        for name in ("label_smoothing", "ema_decay", "beta1", "beta2", "bpe_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"training settings: {name} must be at least 0 and less than 1")
         if not math.isfinite(self.weight_decay) or self.weight_decay < 0:
