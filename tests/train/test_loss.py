@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
 from open_autoglm.train.batches import plan_epoch, split_batch
-from open_autoglm.train.loss import batch_loss, lay_out_batch
+from open_autoglm.train.loss import batch_loss, counted_places, lay_out_batch
 from tests.models.random_checkpoints import CLASSES
 from tests.train.small import make_examples, make_model
 
@@ -29,10 +29,20 @@ def assert_close(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         torch.testing.assert_close(ours[name], gradient, rtol=0, atol=tolerance * scale)
 
 
+def test_what_is_read_twice_is_guessed_once() -> None:
+    tokens = np.array([7, 1, 2, 3, 8, 1, 2, 3, 9, 2, 3, 0, 5, 1, 2, 3], dtype=np.int32)
+    learn = np.zeros(16, dtype=bool)
+    learn[9:12] = True  # an answer that copies counts all the same
+    lengths = np.array([12, 4])
+    places = counted_places(tokens, learn, lengths, prompts=True)
+    assert places.tolist() == [0, 1, 2, 3, 4, 7, 8, 9, 10, 12, 13, 14]
+    assert counted_places(tokens, learn, lengths, prompts=False).tolist() == [8, 9, 10]
+
+
 @pytest.mark.parametrize("prompt_weight", [0.0, 0.25])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_that_of_each_sequence_alone(prompt_weight: float, smoothing: float) -> None:
-    examples, model = make_examples(9), make_model()
+    examples, model = make_examples(9, vocabulary=4), make_model()  # of so few tokens, pairs come again
     chosen = np.array([3, 0, 6, 8])
     batch = lay_out_batch(examples, chosen, CPU, prompt_weight=prompt_weight)
     expected, weight = torch.zeros(()), 0.0
@@ -40,8 +50,11 @@ def test_the_loss_is_that_of_each_sequence_alone(prompt_weight: float, smoothing
         span = slice(int(examples.offsets[index]), int(examples.offsets[index + 1]))
         ids = torch.from_numpy(examples.token_ids[span].astype(np.int64))
         logits = model.logits(model(ids, PackedSequences(torch.tensor([len(ids)]))))
+        seen: set[tuple[int, int]] = set()
         for place in range(len(ids) - 1):
-            counts = 1.0 if examples.learn[span][place + 1] else prompt_weight
+            pair = (int(ids[place]), int(ids[place + 1]))
+            counts = 1.0 if examples.learn[span][place + 1] else 0.0 if pair in seen else prompt_weight
+            seen.add(pair)
             target = torch.zeros(64)
             target[ids[place + 1]] = 1.0
             target = (1 - smoothing) * target + smoothing / 64

@@ -51,18 +51,14 @@ def lay_out_batch(
 ) -> TrainingBatch:
     """The chosen examples as a batch.
 
-    chosen: int64[k], indices. prompt_weight: what a token counts that is not to learn, beside one that is; the first
-    token of a sequence never counts, for nothing comes before it. generator: as `TrainingBatch` says.
+    chosen: int64[k], indices. prompt_weight: what a token counts that is not to learn, beside one that is; see
+    `counted_places`. generator: as `TrainingBatch` says.
     """
     token_ids, learn, lengths = examples.gather(chosen)
-    follows = np.ones(len(token_ids), dtype=bool)
-    follows[np.cumsum(lengths) - 1] = False
-    counts = np.zeros(len(token_ids), dtype=bool)
-    counts[:-1] = learn[1:]
-    places = np.flatnonzero(follows & counts if prompt_weight == 0 else follows)
+    places = counted_places(token_ids, learn, lengths, prompts=prompt_weight > 0)
     weights = None
     if prompt_weight > 0:
-        weights = torch.from_numpy(np.where(counts[places], 1.0, prompt_weight).astype(np.float32)).to(device)
+        weights = torch.from_numpy(np.where(learn[places + 1], 1.0, prompt_weight).astype(np.float32)).to(device)
     return TrainingBatch(
         torch.from_numpy(token_ids.astype(np.int64)).to(device),
         torch.from_numpy(lengths).to(device),
@@ -71,6 +67,26 @@ def lay_out_batch(
         np.asarray(chosen),
         generator,
     )
+
+
+def counted_places(token_ids: np.ndarray, learn: np.ndarray, lengths: np.ndarray, *, prompts: bool) -> np.ndarray:
+    """int64[n]: the places of sequences laid end to end after which a token counts.
+
+    token_ids: int[total]. learn: bool[total]. lengths: int64[k]. The first token of a sequence never counts, for
+    nothing comes before it. prompts: tokens that are not to learn count too, but for those that follow the same token
+    as earlier in their sequence: an input that is read twice would be learnt twice, by copying.
+    """
+    total = len(token_ids)
+    follows = np.ones(total, dtype=bool)
+    follows[np.cumsum(lengths) - 1] = False
+    counts = np.zeros(total, dtype=bool)
+    counts[:-1] = learn[1:]
+    if prompts:
+        owner = np.repeat(np.arange(len(lengths)), lengths)[:-1]
+        base = int(token_ids.max(initial=0)) + 1
+        pairs = (owner * base + token_ids[:-1]) * base + token_ids[1:]
+        counts[np.unique(pairs, return_index=True)[1]] = True
+    return np.flatnonzero(follows & counts)
 
 
 class Objective(Protocol):

@@ -16,7 +16,7 @@ from open_autoglm.data import TokenizedExamples
 from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
 from open_autoglm.storage import explained, read_json, write_json
 from open_autoglm.train.distillation import SoftTargets, Teacher, watched_layers
-from open_autoglm.train.loss import TrainingBatch, lay_out_batch
+from open_autoglm.train.loss import TrainingBatch, counted_places, lay_out_batch
 
 _PASS_TOKENS: Final = 4096
 _STATE: Final = "cache.json"
@@ -128,13 +128,7 @@ def _write_targets(  # noqa: PLR0917
 
 
 def _places(examples: TokenizedExamples, prompt_weight: float) -> np.ndarray:
-    """int64[n]: how many tokens count in each example; the first of a sequence never does."""
-    if prompt_weight > 0:
-        return examples.lengths - 1
-    learn = np.asarray(examples.learn).astype(np.int64)
-    offsets = np.asarray(examples.offsets)
-    sums = np.concatenate([[0], np.cumsum(learn)])
-    firsts = np.zeros(len(examples), dtype=np.int64)
-    filled = examples.lengths > 0
-    firsts[filled] = learn[offsets[:-1][filled]]
-    return sums[offsets[1:]] - sums[offsets[:-1]] - firsts
+    """int64[n]: how many tokens count in each example."""
+    tokens, learn = np.asarray(examples.token_ids), np.asarray(examples.learn)
+    places = counted_places(tokens, learn, examples.lengths, prompts=prompt_weight > 0)
+    return np.diff(np.searchsorted(places, np.asarray(examples.offsets)))
