@@ -5,8 +5,9 @@ import contextlib
 import json
 import random
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from open_autoglm.engine.engine_thread import EngineThread
+from open_autoglm.engine.request import Delta
 from open_autoglm.serve.app import create_app
 from open_autoglm.serve.guards.authentication import PUBLIC_ROUTES
 from open_autoglm.serve.pipelines.pipeline_settings import PipelineSettings
@@ -214,11 +217,17 @@ def test_without_the_key_every_route_but_the_listed_is_401(extraction_bundle: Pa
         assert answer.choices[0].finish_reason == "stop"
 
 
+def long_request(*, stream: bool) -> tuple[bytes, bytes]:
+    """A request for 200 tokens: its head and its body."""
+    body = json.dumps({**GOOD, "max_tokens": 200, "ignore_eos": True, "stream": stream}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode(), body
+
+
 def leave(talker: Running, moment: int, *, stream: bool) -> None:
     """Ask for a long answer over a raw socket and cut the line after so many bytes of it, or at once."""
-    body = json.dumps({**GOOD, "max_tokens": 200, "ignore_eos": True, "stream": stream}).encode()
+    head, body = long_request(stream=stream)
     with socket.create_connection(("127.0.0.1", talker.port), 10) as raw:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         if moment == 0:
             raw.sendall(head + body[: len(body) // 2])
             return
@@ -244,9 +253,36 @@ def test_clients_that_go_away_leave_nothing_behind(talker: Running) -> None:
     talker.wait_until_idle()
 
 
-def test_leaving_a_waiting_request_saves_its_steps(talker: Running) -> None:
-    before = talker.model.stats.num_steps
+def test_leaving_a_waiting_request_saves_its_steps(talker: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is held in a step until the server has seen that the client is gone: no other step follows."""
+    gone, go_on = threading.Event(), threading.Semaphore(0)
+    step, abort = talker.llm.engine.step, EngineThread.abort
+
+    def held() -> list[Delta]:
+        assert go_on.acquire(timeout=30)
+        return step()
+
+    def seen(thread: EngineThread, request_ids: Iterable[str]) -> None:
+        unfinished = list(request_ids)
+        abort(thread, unfinished)
+        if unfinished:
+            gone.set()
+
     for _ in range(5):
-        leave(talker, 1, stream=False)
         talker.wait_until_idle()
-    assert talker.model.stats.num_steps - before < 5 * 60, "five answers of 200 tokens were asked for"
+        before = talker.model.stats.num_steps
+        with monkeypatch.context() as patch:
+            patch.setattr(talker.llm.engine, "step", held)
+            patch.setattr(EngineThread, "abort", seen)
+            with socket.create_connection(("127.0.0.1", talker.port), 10) as raw:
+                raw.sendall(b"".join(long_request(stream=False)))
+                while not talker.model.num_open:
+                    time.sleep(0.001)
+            assert gone.wait(30)
+            gone.clear()
+            go_on.release(300)  # enough for all of the 200 tokens that were asked for
+            talker.wait_until_idle()
+        # The step that was held, and at most one by which the engine looks at itself.
+        assert talker.model.stats.num_steps - before <= 2
+        while go_on.acquire(blocking=False):
+            pass
