@@ -3,10 +3,12 @@
 
 python bench/train.py --data examples/snips --json
 
-Both sides train the same GLM from the same weights on the same tokens, with AdamW at the same constant rate, in one
+All sides train the same GLM from the same weights on the same tokens, with AdamW at the same constant rate, in one
 process that alternates between them. The plain loop is what a tutorial shows: shuffled batches of as many examples,
-padded to the longest, labels of -100 where nothing is learnt. What counts is tokens that are no padding. Afterwards
-both are scored on the validation split by tokens seen, so that nobody is fast by learning less.
+padded to the longest, labels of -100 where nothing is learnt, in float32. Ours chooses its threads and its precision as
+in a build; where the processor has bfloat16 in hardware, which ours then uses, the plain loop also runs under autocast
+to that, as a third side. What counts is tokens that are no padding. Afterwards all are scored on the validation split
+by tokens seen, so that nobody is fast by learning less.
 Writes bench/results/train.json, and a plot where matplotlib is installed.
 """
 
@@ -34,7 +36,8 @@ from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.glm import GlmForCausalLM
 from open_autoglm.storage import write_json
 from open_autoglm.targets import usable_cores
-from open_autoglm.train.loss import validation_loss
+from open_autoglm.train.gradient_workers import workers_for
+from open_autoglm.train.loss import bf16_is_fast, validation_loss
 from open_autoglm.train.settings import TrainingSettings
 from open_autoglm.train.trainer import FixedExamples, Trainer
 from plots import plot_bars
@@ -58,6 +61,8 @@ def main() -> None:
             "open_autoglm": Ours(train, config, arguments, Path(folder)),
             "transformers": Plain(train, config, arguments, Path(folder)),
         }
+        if bf16_is_fast(torch.device("cpu")):
+            sides["transformers_bfloat16"] = Plain(train, config, arguments, Path(folder), autocast=True)
         rounds = measure(sides, arguments)
         losses = {name: side.valid_loss(valid, Path(folder)) for name, side in sides.items()}
     record = summarise(rounds, losses, sides, train, arguments) | {"threads": threads, "machine": machine}
@@ -127,7 +132,8 @@ class Ours:
             optimizer=arguments.optimizer,
             compile=arguments.compile,
         )
-        self.trainer = Trainer(model, settings, FixedExamples(train), train, folder / "run")
+        workers = workers_for(model, settings, torch.get_num_threads())
+        self.trainer = Trainer(model, settings, FixedExamples(train), train, folder / "run", workers=workers)
 
     @property
     def tokens(self) -> int:
@@ -148,7 +154,13 @@ class Plain:
     """A loop over transformers' model as a tutorial shows it."""
 
     def __init__(
-        self, train: TokenizedExamples, config: ModelConfig, arguments: argparse.Namespace, folder: Path
+        self,
+        train: TokenizedExamples,
+        config: ModelConfig,
+        arguments: argparse.Namespace,
+        folder: Path,
+        *,
+        autocast: bool = False,
     ) -> None:
         from transformers import AutoModelForCausalLM
 
@@ -161,6 +173,7 @@ class Plain:
         self.generator = np.random.default_rng(arguments.seed)
         self.order = np.zeros(0, dtype=np.int64)
         self.tokens = self.padded_tokens = self.steps = 0
+        self.autocast = autocast
 
     def run(self, steps: int) -> None:
         """Train."""
@@ -168,7 +181,8 @@ class Plain:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * min(1.0, (self.steps + 1) / self.warm_up)
             batch = self.next_batch()
-            loss = self.model(**batch).loss
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+                loss = self.model(**batch).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
@@ -237,8 +251,12 @@ def summarise(
     """One record with all that was measured."""
     speeds = {name: _spread([row[name] for row in rounds]) for name in sides}
     by_processor = {name: _spread([row[f"{name}_processor"] for row in rounds]) for name in sides}
-    ratios = [row["open_autoglm"] / row["transformers"] for row in rounds]
-    processor_ratios = [row["open_autoglm_processor"] / row["transformers_processor"] for row in rounds]
+    ratios = {
+        f"ratio_to_{name}{kind}": _spread([row[f"open_autoglm{kind}"] / row[f"{name}{kind}"] for row in rounds], 3)
+        for name in sides
+        if name != "open_autoglm"
+        for kind in ("", "_processor")
+    }
     plain = sides["transformers"]
     assert isinstance(plain, Plain)
     return {
@@ -252,9 +270,8 @@ def summarise(
         "share_useful_when_padded": round(plain.tokens / plain.padded_tokens, 3),
         "examples_per_padded_batch": plain.batch_size,
         "useful_tokens_per_s": speeds,
-        "ratio": _spread(ratios, 3),
+        **ratios,
         "useful_tokens_per_processor_s": by_processor,
-        "ratio_by_processor_time": _spread(processor_ratios, 3),
         "seen": {
             name: {"tokens": side.tokens, "valid_nats_per_example": round(losses[name], 4)}
             for name, side in sides.items()
@@ -284,11 +301,12 @@ def show(record: dict[str, Any]) -> str:
     for name, speed in record["useful_tokens_per_s"].items():
         seen = record["seen"][name]
         lines.append(
-            f"{name:14} {speed['median']:8.0f} useful tokens/s ({speed['least']:.0f} to {speed['most']:.0f}); after "
+            f"{name:22} {speed['median']:8.0f} useful tokens/s ({speed['least']:.0f} to {speed['most']:.0f}); after "
             f"{seen['tokens']} tokens {seen['valid_nats_per_example']:.3f} nats per validation example"
         )
-    for name in ("ratio", "ratio_by_processor_time"):
-        ratio = record[name]
+    for name, ratio in record.items():
+        if not name.startswith("ratio_to_"):
+            continue
         lines.append(f"{name} {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})")
     return "\n".join(lines)
 
