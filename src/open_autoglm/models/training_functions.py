@@ -4,7 +4,7 @@
 Each computes what the plain formula in `models/glm.py` does, in fewer passes over memory than autograd makes of it:
 there, small models spend as long in these parts as in matrix products. Elsewhere the plain formulas are used.
 They compute in float32. Under autocast, where the layers' products are in bfloat16, they leave it for as long: what
-they do is bound by memory, and PyTorch's attention in bfloat16 takes six times as long backwards on short sequences.
+they do is bound by memory, and PyTorch's attention in bfloat16 takes more than five times as long backwards there.
 """
 
 from __future__ import annotations
