@@ -20,7 +20,7 @@ from tests.train.small import make_examples, make_model, weights_of
 
 
 def train(folder: Path, workers: int, *, stops: tuple[int, ...] = (), dropout: float = 0.0) -> dict[str, Tensor]:
-    settings = TrainingSettings(tokens_per_batch=120, warmup_steps=5, seed=3, dropout=dropout)
+    settings = TrainingSettings(tokens_per_batch=120, warmup_steps=5, seed=3, dropout=dropout, precision="float32")
     schedule = Schedule(total_steps=20, decay_from=10, evaluate_every=10, checkpoint_every=5)
     model = make_model(dropout)
     for stop in (*stops, 20):

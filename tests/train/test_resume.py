@@ -75,7 +75,7 @@ def test_a_cut_run_of_an_adapter_ends_as_a_whole_one_and_stores_no_base(tmp_path
 
 
 def test_the_average_is_kept_when_it_is_better(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, learning_rate=2e-2, ema_decay=0.9, warmup_steps=1, precision="float32")
+    trainer = make_trainer(tmp_path, learning_rate=2e-2, ema_decay=0.9, warmup_steps=1)
     trainer.run(Schedule(total_steps=40, evaluate_every=10))
     better = [row for row in trainer.progress.curve if row["average_valid_loss"] < row["last_valid_loss"]]
     assert better  # at a rate this high, weights swing around where they should be
