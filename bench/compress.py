@@ -265,10 +265,13 @@ def _times_faster(exact: list[float], other: list[float]) -> float:
 
 
 def _plot(formats: dict[str, dict[str, Any]], path: Path) -> None:
-    measured = {name: found for name, found in formats.items() if "share_of_rtn_kl" in found}
+    measured = {name: found for name, found in formats.items() if "int4" in name and "share_of_rtn_kl" in found}
     shown = {name: found for name, found in measured.items() if found["share_of_rtn_kl"] < 2}
     series = {"KL divergence from float32": [100 * found["share_of_rtn_kl"] for found in shown.values()]}
-    names = [name.replace("llm-compressor ", "llm-compressor\n").replace(", ", ",\n") for name in shown]
+    names = [
+        name.replace("llm-compressor", "llm-\ncompressor\n").replace(", ", ",\n").replace("'s ", "'s\n")
+        for name in shown
+    ]
     plot_bars(names, series, title="What rounding to 4 bits costs", unit="% of plain rounding's", path=path, line=50.0)
 
 
