@@ -98,13 +98,32 @@ def test_what_a_worker_raises_is_raised() -> None:
         workers.backward([weights.sum, fail])
 
 
-def test_dropout_from_a_generator_keeps_the_mean() -> None:
-    hidden = torch.ones(200, 100)
-    dropped = drop(hidden, 0.25, torch.Generator().manual_seed(0))
-    assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
-    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.01)
-    assert torch.equal(drop(hidden, 0.25, torch.Generator().manual_seed(0)), dropped)
-    assert torch.equal(drop(hidden, 0.0, torch.Generator()), hidden)
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_leaves_out_a_share_and_keeps_the_mean(share: float, dtype: torch.dtype) -> None:
+    hidden = torch.ones(401, 101, dtype=dtype, requires_grad=True)
+    dropped = drop(hidden, share, torch.Generator().manual_seed(0))
+    assert dropped.dtype == dtype
+    assert float((dropped == 0).float().mean()) == pytest.approx(share, abs=0.01)
+    assert float(dropped.detach().float().mean()) == pytest.approx(0.0 if share == 1 else 1.0, abs=0.01)
+    if share < 1:
+        assert torch.equal(drop(hidden, share, torch.Generator().manual_seed(0)), dropped)
+        assert not torch.equal(drop(hidden, share, torch.Generator().manual_seed(1)), dropped)
+    (gradient,) = torch.autograd.grad(dropped.sum(), [hidden])
+    assert torch.equal(gradient, dropped)
+
+
+def test_dropout_of_neighbours_is_independent_and_none_of_it_changes_nothing() -> None:
+    hidden = torch.ones(100_000)
+    dropped = drop(hidden, 0.5, torch.Generator().manual_seed(0)) == 0
+    for distance in range(1, 9):
+        both = float((dropped[distance:] & dropped[:-distance]).float().mean())
+        assert both == pytest.approx(0.25, abs=0.01)
+    assert drop(hidden, 0.0, torch.Generator()) is hidden
+    torch.manual_seed(3)
+    drawn = drop(hidden, 0.5, None)
+    torch.manual_seed(3)
+    assert torch.equal(drop(hidden, 0.5, None), drawn)
 
 
 @pytest.mark.parametrize(

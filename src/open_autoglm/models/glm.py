@@ -33,6 +33,10 @@ _SHORT: Final = 192
 """Tokens of the longest sequence up to which attention keeps all its weights at once while it trains on a CPU."""
 
 
+_DRAWS: Final = 4
+"""Values whose dropout one random number of 64 bits decides."""
+
+
 class Attention(Protocol):
     """How the queries of a flat batch see keys and values: packed training rows, or a KV cache.
 
@@ -119,11 +123,20 @@ class RMSNorm(nn.Module):
 
 
 def drop(hidden: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
-    """Dropout: a share of the values is 0, the others are larger by as much. generator: PyTorch's own if None."""
-    if share == 0 or generator is None:
-        return F.dropout(hidden, share, share > 0)
-    kept = torch.empty_like(hidden).bernoulli_(1 - share, generator=generator)
-    return hidden * kept.div_(1 - share)
+    """Dropout: a share of the values is 0, the others are larger by as much. generator: PyTorch's own if None.
+
+    On a CPU drawing a number for each value takes longer than all else that is done with them, so each number that is
+    drawn there serves four values, with sixteen bits for each.
+    """
+    if share == 0:
+        return hidden
+    if hidden.device.type != "cpu" or share == 1:
+        return F.dropout(hidden, share)
+    count = hidden.numel()
+    draws = torch.empty(-(-count // _DRAWS), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    kept = torch.empty_like(hidden)
+    torch.ge(draws.view(torch.int16)[:count].view(hidden.shape), round(share * 2**16) - 2**15, out=kept)
+    return hidden * kept.mul_(1 / (1 - share))
 
 
 class SelfAttention(nn.Module):
