@@ -48,15 +48,16 @@ def main() -> int:
     options = parser.parse_args()
     machine = describe_machine()
     with tempfile.TemporaryDirectory(prefix="open-autoglm-kills-") as name:
-        folder = Path(name)
+        # A bundle is named after its run's folder, so both have the same.
+        whole, killed = Path(name) / "undisturbed" / "run", Path(name) / "killed" / "run"
         words = ["build", str(options.data), "--steps", str(options.steps), "--trials", str(options.trials)]
         words += ["--seed", str(options.seed), "--json"]
         started = time.monotonic()
-        finish(words, folder / "whole")
+        finish(words, whole)
         quiet = time.monotonic() - started
-        killed_at = kill_again_and_again(words, folder, options)
-        differences = compare(folder / "whole", folder / "killed")
-        trials, expected = finished_trials(folder / "killed"), finished_trials(folder / "whole")
+        killed_at = kill_again_and_again(words, killed, step_seconds(whole), options)
+        differences = compare(whole, killed)
+        trials, expected = finished_trials(killed), finished_trials(whole)
     lost, doubled = expected - trials, trials - expected
     report = {
         "command": f"python bench/build_kills.py {options.data} --kills {options.kills}",
@@ -93,10 +94,14 @@ def finish(words: list[str], out: Path) -> None:
         raise SystemExit(errors)
 
 
-def kill_again_and_again(words: list[str], folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Kill the build in the folder `killed` so many times, then let it end; returns where each kill came."""
-    lengths = step_seconds(folder / "whole")
-    chance, out = random.Random(options.seed), folder / "killed"
+def kill_again_and_again(
+    words: list[str], out: Path, lengths: dict[str, float], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Kill the build in `out` so many times, then let it end; returns where each kill came.
+
+    lengths: of each step undisturbed, in seconds.
+    """
+    chance = random.Random(options.seed)
     killed_at: list[dict[str, Any]] = []
     for step, count in share_kills(lengths, options.kills).items():
         for number in range(count):
