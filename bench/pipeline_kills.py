@@ -129,7 +129,8 @@ def done_batches(folder: Path) -> int:
 
 
 def query(path: Path, text: str) -> list[tuple]:
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
+    # Not read-only: the first who opens a journal after a kill has to bring it in order.
+    connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=30)
     try:
         return connection.execute(text).fetchall()
     finally:

@@ -5,10 +5,11 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import openai
@@ -16,7 +17,9 @@ import pytest
 import uvicorn
 
 from open_autoglm.engine import LLM
+from open_autoglm.engine.engine_thread import EngineThread
 from open_autoglm.engine.model_service import ModelService
+from open_autoglm.engine.request import Delta
 from open_autoglm.serve.app import create_app
 from open_autoglm.serve.guards.connection_limits import connection_options
 from open_autoglm.serve.settings import ServeSettings, open_socket
@@ -77,6 +80,33 @@ def serving(bundle: Path | LLM, **options: Any) -> Iterator[Running]:
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def engine_held(running: Running) -> Iterator[threading.Event]:
+    """The engine stays in its step until the block ends. Yields what is set once unfinished requests were dropped.
+
+    So a client can go while the engine works, however fast that is.
+    """
+    dropped, go_on = threading.Event(), threading.Event()
+    step, abort = running.llm.engine.step, EngineThread.abort
+
+    def held() -> list[Delta]:
+        assert go_on.wait(60)
+        return step()
+
+    def seen(thread: EngineThread, request_ids: Iterable[str]) -> None:
+        unfinished = list(request_ids)
+        abort(thread, unfinished)
+        if unfinished:
+            dropped.set()
+
+    with patch.object(running.llm.engine, "step", held), patch.object(EngineThread, "abort", seen):
+        try:
+            yield dropped
+        finally:
+            go_on.set()
+            running.wait_until_idle()
 
 
 @pytest.fixture(scope="session")

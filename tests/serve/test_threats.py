@@ -5,9 +5,8 @@ import contextlib
 import json
 import random
 import socket
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,11 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from open_autoglm.engine.engine_thread import EngineThread
-from open_autoglm.engine.request import Delta
 from open_autoglm.serve.app import create_app
 from open_autoglm.serve.guards.authentication import PUBLIC_ROUTES
 from open_autoglm.serve.pipelines.pipeline_settings import PipelineSettings
 from open_autoglm.serve.settings import ServeSettings
-from tests.serve.conftest import Running, serving
+from tests.serve.conftest import Running, engine_held, serving
 
 GOOD = {"model": "talker", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
 
@@ -253,36 +250,15 @@ def test_clients_that_go_away_leave_nothing_behind(talker: Running) -> None:
     talker.wait_until_idle()
 
 
-def test_leaving_a_waiting_request_saves_its_steps(talker: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine is held in a step until the server has seen that the client is gone: no other step follows."""
-    gone, go_on = threading.Event(), threading.Semaphore(0)
-    step, abort = talker.llm.engine.step, EngineThread.abort
-
-    def held() -> list[Delta]:
-        assert go_on.acquire(timeout=30)
-        return step()
-
-    def seen(thread: EngineThread, request_ids: Iterable[str]) -> None:
-        unfinished = list(request_ids)
-        abort(thread, unfinished)
-        if unfinished:
-            gone.set()
-
+def test_leaving_a_waiting_request_saves_its_steps(talker: Running) -> None:
     for _ in range(5):
         talker.wait_until_idle()
         before = talker.model.stats.num_steps
-        with monkeypatch.context() as patch:
-            patch.setattr(talker.llm.engine, "step", held)
-            patch.setattr(EngineThread, "abort", seen)
+        with engine_held(talker) as dropped:
             with socket.create_connection(("127.0.0.1", talker.port), 10) as raw:
                 raw.sendall(b"".join(long_request(stream=False)))
                 while not talker.model.num_open:
                     time.sleep(0.001)
-            assert gone.wait(30)
-            gone.clear()
-            go_on.release(300)  # enough for all of the 200 tokens that were asked for
-            talker.wait_until_idle()
+            assert dropped.wait(30)
         # The step that was held, and at most one by which the engine looks at itself.
-        assert talker.model.stats.num_steps - before <= 2
-        while go_on.acquire(blocking=False):
-            pass
+        assert talker.model.stats.num_steps - before <= 2, "200 tokens were asked for"
