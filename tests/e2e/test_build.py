@@ -49,6 +49,16 @@ def test_a_build_leaves_a_bundle_and_says_so(built: tuple[Path, dict]) -> None:
     assert set(schema["properties"]) == {"intent", "slots"}
 
 
+def test_the_leaderboard_has_the_size_and_the_latency_of_what_is_served(built: tuple[Path, dict]) -> None:
+    bundle = open_bundle(built[0] / "bundle")
+    [final] = [
+        row for row in json.loads((built[0] / "leaderboard.json").read_text())["entries"] if row["kind"] == "final"
+    ]
+    served = bundle.manifest.quantizations[bundle.manifest.default_weights]
+    assert final["size_bytes"] == served.size == (bundle.path / served.file).stat().st_size
+    assert final["latency_ms"] > 0
+
+
 def test_transformers_gives_the_bundles_logits(built: tuple[Path, dict]) -> None:
     folder = built[0] / "bundle"
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -27,6 +27,7 @@ from open_autoglm.data import (
 )
 from open_autoglm.data.bpe_dropout import Merges
 from open_autoglm.data.word_dropout import drop_words
+from open_autoglm.engine import LLM
 from open_autoglm.evaluate import (
     Evaluation,
     engine_of,
@@ -226,6 +227,11 @@ class Workspace:
         """Median milliseconds of one answer alone on the engine, over some validation examples."""
         model.eval()
         with engine_of(model, self.tokenizer, self.task, threads=threads) as llm:
+            return measure_latency(llm, self.prepared.valid[:_TIMED_EXAMPLES], max_tokens=self.summary["answer_room"])
+
+    def latency_of_bundle(self, folder: Path) -> float | None:
+        """The same of a bundle, opened as its users will open it."""
+        with LLM(folder) as llm:
             return measure_latency(llm, self.prepared.valid[:_TIMED_EXAMPLES], max_tokens=self.summary["answer_room"])
 
     def _prompt_weight(self) -> float:

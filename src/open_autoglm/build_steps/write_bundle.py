@@ -19,7 +19,6 @@ from open_autoglm.evaluate import EVALUATION_FILE
 from open_autoglm.models.checkpoint import WEIGHTS_FILE, load_config, load_model
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.quantized_linear import unpack_in_place
-from open_autoglm.models.size import int8_bytes
 from open_autoglm.pipeline import Packet, StageContext
 from open_autoglm.search.leaderboard import Entry, Leaderboard
 from open_autoglm.storage import read_json, write_json
@@ -47,7 +46,6 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
         write_json(staging / EVALUATION_FILE, {"split": "test", **evaluation.to_dict()})
         metrics |= {f"test_{name}": value for name, value in evaluation.metrics.items()}
         say(f"bundle: {task.metric} {evaluation.value:.4f} on the {evaluation.n} examples of the test split")
-    latency = None if task.metric == "perplexity" else work.latency(load_model(staging, weights=weights))
     report = work.prepared.report.to_dict()
     data_report = write_data_report(staging, report)
     lineage = _lineage(payload, data_report)
@@ -80,7 +78,8 @@ def write_model_bundle(packet: Packet, context: StageContext) -> Packet:
     write_model_card(staging, manifest, report, sizes=sizes, curve=payload["train"]["curve"])
     folder = context.folder / "bundle"
     write_bundle(folder, staging, manifest)
-    _finish_leaderboard(context.folder, payload, metrics, config, task.metric, latency=latency)
+    latency = None if task.metric == "perplexity" else work.latency_of_bundle(folder)
+    _finish_leaderboard(context.folder, payload, metrics, config, task.metric, latency=latency, size=sizes.get(weights))
     context.emit({"event": "bundle_written", "metrics": metrics})
     result = {
         "folder": folder.name,
@@ -99,7 +98,9 @@ def _finish_leaderboard(
     metric: str,
     *,
     latency: float | None,
+    size: int | None,
 ) -> None:
+    """latency: milliseconds of one answer. size: bytes of the weights that are served."""
     path = folder / "leaderboard.json"
     entry = Entry(
         name="final model",
@@ -109,7 +110,7 @@ def _finish_leaderboard(
         parameters=config.num_parameters(),
         seconds=payload["train"]["train_seconds"],
         interval=None if payload["train"].get("interval") is None else tuple(payload["train"]["interval"]),
-        size_bytes=int8_bytes(config),
+        size_bytes=size,
         latency_ms=latency,
         curve=tuple((row["seconds"], row["valid_loss"]) for row in payload["train"]["curve"]),
     )
