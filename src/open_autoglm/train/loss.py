@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from open_autoglm.data import TokenizedExamples
 from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
-from open_autoglm.models.linear_cross_entropy import can_fuse, linear_cross_entropy
 from open_autoglm.train.batches import plan_epoch
 
 _VALIDATION_TOKENS: Final = 8192
@@ -116,9 +115,6 @@ def batch_loss(model: GlmForCausalLM, batch: TrainingBatch, *, label_smoothing: 
     """
     hidden = model(batch.token_ids, PackedSequences(batch.lengths, batch.generator), batch.places)
     targets = batch.token_ids[batch.places + 1]
-    if can_fuse(model.lm_head, hidden):
-        weight = model.lm_head.weight
-        return linear_cross_entropy(hidden, weight, targets, batch.weights, label_smoothing=label_smoothing)
     logits = model.logits(hidden).float()
     if batch.weights is None:
         return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
