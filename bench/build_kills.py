@@ -41,7 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=180, help="of the winner's training; trials have 45")
+    parser.add_argument("--steps", type=int, default=180, help="of the winner's training; a trial has a third")
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -147,7 +147,7 @@ def begun(out: Path, step: str) -> int:
     return sum(event.get("stage") == step and event.get("state") == "running" for event in read_events(out))
 
 
-def finished_trials(out: Path) -> Counter[int]:
+def finished_trials(out: Path) -> Counter[str]:
     """How often each trial is on the record as ended, on the leaderboard."""
     entries = json.loads((out / "leaderboard.json").read_text(encoding="utf-8"))["entries"]
     return Counter(entry["name"] for entry in entries if entry["kind"] == "trial")

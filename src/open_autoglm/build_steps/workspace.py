@@ -227,12 +227,15 @@ class Workspace:
         """Median milliseconds of one answer alone on the engine, over some validation examples."""
         model.eval()
         with engine_of(model, self.tokenizer, self.task, threads=threads) as llm:
-            return measure_latency(llm, self.prepared.valid[:_TIMED_EXAMPLES], max_tokens=self.summary["answer_room"])
+            return self._latency_of(llm)
 
     def latency_of_bundle(self, folder: Path) -> float | None:
         """The same of a bundle, opened as its users will open it."""
         with LLM(folder) as llm:
-            return measure_latency(llm, self.prepared.valid[:_TIMED_EXAMPLES], max_tokens=self.summary["answer_room"])
+            return self._latency_of(llm)
+
+    def _latency_of(self, llm: LLM) -> float | None:
+        return measure_latency(llm, self.prepared.valid[:_TIMED_EXAMPLES], max_tokens=self.summary["answer_room"])
 
     def _prompt_weight(self) -> float:
         """What a token of a prompt counts in training.

@@ -32,7 +32,6 @@ from open_autoglm.models.training_functions import (
 _SHORT: Final = 192
 """Tokens of the longest sequence up to which attention keeps all its weights at once while it trains on a CPU."""
 
-
 _DRAWS: Final = 4
 """Values whose dropout one random number of 64 bits decides."""
 

@@ -114,8 +114,8 @@ def batch_loss(model: GlmForCausalLM, batch: TrainingBatch, *, label_smoothing: 
     The output matrix is applied only where a token is learnt, and so is the last layer's feed-forward block.
     """
     hidden = model(batch.token_ids, PackedSequences(batch.lengths, batch.generator), batch.places)
-    targets = batch.token_ids[batch.places + 1]
     logits = model.logits(hidden).float()
+    targets = batch.token_ids[batch.places + 1]
     if batch.weights is None:
         return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
     losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)

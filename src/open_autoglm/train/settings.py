@@ -61,6 +61,7 @@ class TrainingSettings:
     initialization: of a model trained from nothing, see `models/initialization.py`. width_transfer: None for none.
     activation_checkpointing: compute layers twice instead of keeping what they computed. compile: with
     `torch.compile`. prompt_loss_weight: what a token of a prompt counts beside one of an answer.
+    bpe_dropout: the share of the tokenizer's merges that are undone, others in each epoch (`data/bpe_dropout.py`).
     adapter: train an adapter on a frozen base instead of all weights.
     Raises ConfigurationError, naming the field.
     """
