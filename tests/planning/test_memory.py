@@ -17,6 +17,7 @@ from open_autoglm.models.glm import GlmForCausalLM
 from open_autoglm.models.size import kv_block_bytes, packed_bytes
 from open_autoglm.planning.memory import estimate_memory, kv_blocks
 from open_autoglm.planning.setup import Setup
+from open_autoglm.targets import resolve_target
 
 DENSE = ModelConfig(
     vocab_size=300,
@@ -96,6 +97,44 @@ with LLM(folder, quantize="int8", kv_blocks=blocks, max_sequences=sequences, thr
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(json.dumps(int(status["VmRSS"].split()[0]) * 1024))
 """
+
+
+MAPPED = """
+import sys
+from pathlib import Path
+from open_autoglm.engine.backends import load_backend
+def mapped():
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(status["RssFile"].split()[0]) * 1024
+folder = Path(sys.argv[1])
+before = mapped()
+backend = load_backend("native", folder, dtype="bfloat16", threads=1)
+print(mapped() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_a_table_that_is_a_view_of_its_file_does_not_keep_the_whole_file_in_memory(tmp_path: Path) -> None:
+    wide = replace(WIDE, vocab_size=8192, hidden_size=512, num_hidden_layers=6, tie_word_embeddings=False)
+    model = GlmForCausalLM(wide)
+    model.initialize(torch.Generator().manual_seed(0))
+    save_model(model.to(torch.bfloat16), tmp_path)
+    size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert size > 30_000_000
+    done = subprocess.run([sys.executable, "-c", MAPPED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # The libraries that are loaded with the engine are files too.
+    assert int(done.stdout) < size / 2
+
+
+def test_activations_beside_bfloat16_take_what_the_instructions_need() -> None:
+    setup = Setup("native", "bfloat16", "bfloat16", threads=2, sequences=8, context=1024)
+    plain, rounded = (
+        estimate_memory(WIDE, setup, replace(resolve_target("laptop"), features=features))
+        for features in (("avx2",), ("avx2", "avx512_bf16"))
+    )
+    records = 2048 * (WIDE.num_attention_heads * WIDE.head_dim + WIDE.intermediate_size)
+    assert plain.activations - rounded.activations == 2 * records
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")

@@ -18,6 +18,11 @@ BLOCK_SIZE: Final = 16
 
 _BYTES: Final = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}
 _COPIES_OF_LOGITS: Final = 2
+_OWN_RECORDS: Final = ("int8", "int4")
+"""Formats of weights for which activations are rounded to a byte before they are multiplied, on every processor."""
+
+_BFLOAT16_FEATURE: Final = "avx512_bf16"
+"""With these instructions activations beside bfloat16 weights are bfloat16 too (`csrc/kernels/avx512_bf16.cpp`)."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,13 @@ def estimate_memory(
     return MemoryEstimate(
         weights=setup.weight_bytes or weight_bytes(config, setup.backend, setup.weights),
         kv_cache=blocks * block_bytes(config, setup.backend, setup.kv_dtype),
-        activations=_activation_bytes(config, setup, blocks),
+        activations=_activation_bytes(config, setup, blocks, target),
         process=efficiency_of(setup.backend, target).process_bytes,
         server=SERVER_BYTES if server else 0,
     )
 
 
-def _activation_bytes(config: ModelConfig, setup: Setup, blocks: int) -> int:
+def _activation_bytes(config: ModelConfig, setup: Setup, blocks: int, target: Target | None) -> int:
     """What one step of as many tokens as the engine computes keeps at a time (`csrc/model.cpp`), and its logits."""
     rows = plan_batch_tokens(kv_blocks=blocks, block_size=BLOCK_SIZE)
     query, key = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
@@ -84,7 +89,9 @@ def _activation_bytes(config: ModelConfig, setup: Setup, blocks: int) -> int:
     pairs = rows * (config.num_experts_per_tok + 1) if config.is_mixture else 0
     inner = max(rows * widest, pairs * max(config.moe_intermediate_size, widest if config.num_shared_experts else 0))
     floats = rows * (2 * config.hidden_size + 2 * query + 2 * key) + inner
-    cell = _BYTES[setup.weights] if setup.weights in ("int8", "int4") else 4
+    cell = _BYTES[setup.weights] if setup.weights in _OWN_RECORDS else 4
+    if setup.weights == "bfloat16" and target is not None and _BFLOAT16_FEATURE in target.features:
+        cell = 2
     records = cell * (rows * max(config.hidden_size, query) + inner)
     logits = _COPIES_OF_LOGITS * 4 * setup.sequences * config.vocab_size
     return 4 * floats + records + logits

@@ -63,7 +63,11 @@ def pack_weights(
     Raises CheckpointError for the model.
     """
     with open_weights(folder, int8=form == "int8", int4=form == "int4") as reader:
-        return Packer(reader, form, instruction_set or _instruction_set(), team or _native.Team(usable_cores())).pack()
+        packed = Packer(reader, form, instruction_set or _instruction_set(), team or _native.Team(usable_cores())).pack()
+        # An embedding table that stays a view of its file keeps the whole file mapped: without this a process holds
+        # each weight twice, packed and as it was read.
+        reader.forget_pages()
+        return packed
 
 
 class NativeBackend:
