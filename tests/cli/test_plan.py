@@ -28,6 +28,9 @@ def test_a_bundle_is_planned_for_this_machine_and_served_so(tmp_path: Path) -> N
     assert plan["fits"] is True
     assert plan["target"]["bandwidth"] > 0
     assert plan["speed"]["decode_x1"] > 0
+    assert plan["speed"]["measured"] is True
+    assert plan["speed"]["measured_layers"] >= 1
+    assert any("random weights" in note for note in plan["notes"])
     assert plan["setup"]["context"] == 64
     assert plan["command"][:3] == ["open-autoglm", "serve", str(bundle)]
     shown = run_here("plan", bundle, "--target", "raspberry-pi-5", "--max-memory", "20MB", "--context", "64")

@@ -49,21 +49,28 @@ def plan_command(
     from open_autoglm.planning.choosing import plan_model
     from open_autoglm.planning.machine import measure_this_machine
     from open_autoglm.planning.model_shape import read_model
-    from open_autoglm.targets import CPU, KNOWN_TARGETS, resolve_target
+    from open_autoglm.planning.timing import MeasuredSpeeds
+    from open_autoglm.progress import ProgressBar
+    from open_autoglm.targets import CPU, FORMATS, KNOWN_TARGETS, resolve_target
 
     size = None if max_memory is None else parse_size(max_memory)
     found = resolve_target(target)
     described = read_model(model)
+    others = [resolve_target(name) for name in KNOWN_TARGETS if name != CPU]
+
+    def planned(speeds: MeasuredSpeeds | None) -> Plan:
+        return plan_model(
+            described, found, max_memory=size, context=context, concurrency=concurrency, others=others, speeds=speeds
+        )
+
     if found.is_this_machine:
-        found = measure_this_machine()
-    plan = plan_model(
-        described,
-        found,
-        max_memory=size,
-        context=context,
-        concurrency=concurrency,
-        others=[resolve_target(name) for name in KNOWN_TARGETS if name != CPU],
-    )
+        # The limits, then one format after the other: each is timed for a few seconds at most.
+        with ProgressBar("measuring this machine", 1 + len(FORMATS)) as bar:
+            bar.update(0, "memory and processor")
+            found = measure_this_machine()
+            plan = planned(MeasuredSpeeds(lambda done, note: bar.update(1 + done, note)))
+    else:
+        plan = planned(None)
     if as_json:
         print_json(plan.to_dict())
     else:
@@ -95,7 +102,7 @@ def _show(plan: Plan) -> None:
         speed = plan.speed
         print_table(
             f"Speed, with {speed.context} tokens of context",
-            ("tokens per second", "estimate"),
+            ("tokens per second", "estimate" if speed.measured_layers is None else "measured"),
             [
                 (f"prompt of {speed.prompt_tokens} tokens", f"{speed.prefill:,.0f}"),
                 ("one answer", f"{speed.decode_x1:,.1f}"),

@@ -17,7 +17,7 @@ from open_autoglm.planning.memory import BLOCK_SIZE, estimate_memory, kv_blocks
 from open_autoglm.planning.model_shape import PlannedModel
 from open_autoglm.planning.plan import Choice, Plan
 from open_autoglm.planning.setup import Setup
-from open_autoglm.planning.speed import SpeedEstimate, estimate_speed
+from open_autoglm.planning.speed import LimitedSpeeds, SpeedEstimate, Speeds
 from open_autoglm.targets import FORMATS, Target
 
 DEFAULT_CONTEXT: Final = 8192
@@ -37,11 +37,13 @@ def plan_model(
     context: int | None = None,
     concurrency: int | None = None,
     others: Iterable[Target] = (),
+    speeds: Speeds | None = None,
 ) -> Plan:
     """Choose formats, batch, context, threads and backend for a model on a target.
 
     max_memory: bytes that may be taken; what the target has, less the system's part, if not given. context: tokens that
     each answer must have with its prompt. concurrency: answers at a time. others: targets to name when nothing fits.
+    speeds: computed from the target's limits if not given.
     Raises ConfigurationError for numbers below 1 and a context that the model does not have.
     """
     for name, value in (("max-memory", max_memory), ("context", context), ("concurrency", concurrency)):
@@ -54,9 +56,9 @@ def plan_model(
     if concurrency is not None and concurrency > MAX_SEQUENCES:
         raise ConfigurationError(f"--concurrency must be at most {MAX_SEQUENCES}, not {concurrency}")
     usable = usable_memory(target) if max_memory is None else max_memory
-    advice, others = advise_backend(target), tuple(others)
+    advice, others, speeds = advise_backend(target), tuple(others), speeds or LimitedSpeeds()
     while True:
-        plan = _Planner(model, target, advice, usable, context, concurrency, others).plan()
+        plan = _Planner(model, target, advice, usable, context, concurrency, others, speeds).plan()
         if plan.fits or advice.instead is None:
             return plan
         advice = advice.instead
@@ -74,23 +76,25 @@ class _Planner:
         context: int | None,
         concurrency: int | None,
         others: tuple[Target, ...],
+        speeds: Speeds,
     ) -> None:
         self._model, self._config, self._target, self._usable = model, model.config, target, usable
         self._asked_context, self._concurrency, self._others = context, concurrency, others
+        self._speeds = speeds
         wanted = context or min(model.config.max_context, DEFAULT_CONTEXT)
         self._contexts = [wanted]
         while context is None and self._contexts[-1] // 2 >= LEAST_CONTEXT:
             self._contexts.append(self._contexts[-1] // 2)
         self._advice = advice
         self._start = Setup(self._advice.name, "int8", "bfloat16", target.cores, concurrency or 1, wanted)
-        self._order: FormatOrder = order_formats(model, target, self._start)
+        self._order: FormatOrder = order_formats(model, target, self._start, speeds)
 
     def plan(self) -> Plan:
         setup = self._search()
-        refused = (*self._refused_formats(setup), *self._refused_caches(setup), *self._refused_backends())
+        speed = None if setup is None else self._speeds.of(self._config, setup, self._target)
+        refused = (*self._refused_formats(setup, speed), *self._refused_caches(setup), *self._refused_backends())
         if setup is None:
             return self._result(None, None, (), refused, self._would_fit())
-        speed = estimate_speed(self._config, setup, self._target)
         return self._result(setup, speed, self._choices(setup), refused, ())
 
     def _result(
@@ -112,7 +116,7 @@ class _Planner:
             choices=choices,
             refused=refused,
             would_fit=would_fit,
-            notes=self._notes(setup),
+            notes=self._notes(setup, speed),
             command=() if setup is None else serve_command(self._model, setup),
         )
 
@@ -172,7 +176,7 @@ class _Planner:
             Choice("threads", str(setup.threads), threads),
         )
 
-    def _refused_formats(self, chosen: Setup | None) -> list[Choice]:
+    def _refused_formats(self, chosen: Setup | None, speed: SpeedEstimate | None) -> list[Choice]:
         found: list[Choice] = []
         for weights in FORMATS:
             if chosen is not None and weights == chosen.weights:
@@ -187,13 +191,14 @@ class _Planner:
             if need > self._usable:
                 found.append(Choice("weights", weights, f"takes {_megabytes(need)} of {_megabytes(self._usable)}"))
             elif chosen is not None:
-                found.append(Choice("weights", weights, self._why_not(weights, tried, chosen, need)))
+                found.append(Choice("weights", weights, self._why_not(tried, chosen, speed, need)))
         return found
 
-    def _why_not(self, weights: str, tried: Setup, chosen: Setup, need: int) -> str:
-        there = estimate_speed(self._config, replace(tried, sequences=chosen.sequences), self._target)
-        here = estimate_speed(self._config, chosen, self._target)
-        speeds = "" if there is None or here is None else f", {there.decode_x1:.1f} tokens/s for {here.decode_x1:.1f}"
+    def _why_not(self, tried: Setup, chosen: Setup, here: SpeedEstimate | None, need: int) -> str:
+        weights = tried.weights
+        usual = replace(tried, kv_dtype=cache_types(tried.backend, weights)[0], sequences=chosen.sequences)
+        there = self._speeds.alone(self._config, usual, self._target)
+        speeds = "" if there is None or here is None else f", {there:.1f} tokens/s for {here.decode_x1:.1f}"
         loss = self._model.losses.get(weights)
         if loss is not None:
             return f"costs {loss:.2%} of the metric, as the bundle says{speeds}"
@@ -249,13 +254,15 @@ class _Planner:
         said.append("a smaller model, or one with fewer layers or key-value heads")
         return tuple(said)
 
-    def _notes(self, setup: Setup | None) -> tuple[str, ...]:
+    def _notes(self, setup: Setup | None, speed: SpeedEstimate | None) -> tuple[str, ...]:
         target = self._target
         notes: list[str] = []
         if setup is not None and (not target.bandwidth or "float32" not in target.rates):
             notes.append("no speeds: how fast this machine is could not be measured without the compiled engine")
         known = efficiency_of(self._start.backend, target)
-        if not known.measured:
+        if speed is not None and speed.measured_layers is not None:
+            notes.append(_measured_note(speed.measured_layers, self._config.num_hidden_layers))
+        elif not known.measured:
             notes.append(f"speeds rest on assumptions ({'; '.join(known.sources)})")
         elif not target.is_this_machine and MEASURED_FEATURE not in target.features:
             notes.append(
@@ -264,6 +271,8 @@ class _Planner:
             )
         elif not target.is_this_machine:
             notes.append("speeds rest on published figures; the engine was not measured on this device")
+        elif speed is not None:
+            notes.append("speeds are computed from what this machine's memory and processor give; they were not timed")
         if setup is not None and setup.weights not in ("float32", *self._model.ready) and not self._model.stored_bits:
             notes.append(f"the weights are rounded to {setup.weights} when they are loaded")
         return tuple(notes)
@@ -281,6 +290,11 @@ def serve_command(model: PlannedModel, setup: Setup) -> tuple[str, ...]:
     words += ["--max-num-seqs", str(setup.sequences), "--kv-blocks", str(kv_blocks(setup))]
     words += ["--block-size", str(BLOCK_SIZE)]
     return tuple(words)
+
+
+def _measured_note(timed: int, layers: int) -> str:
+    what = "all its layers" if timed == layers else f"{timed} of its {layers} layers, which are counted for the others"
+    return f"speeds were measured here just now, on random weights of this shape: {what}; other programs lower them"
 
 
 def _megabytes(size: float) -> str:

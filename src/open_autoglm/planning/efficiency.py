@@ -2,7 +2,7 @@
 """What share of a device's limits each engine reaches, and what a step costs beside: measured, each with its source.
 
 The shares of the native engine were taken on two Zen 3 cores with AVX2. They are carried over to other processors as
-they are, since nothing was measured there; a plan says so.
+they are, since nothing was measured there; a plan says so. On the machine that plans, `timing.py` measures instead.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Final
 
 from open_autoglm.planning.model_shape import PlannedModel
 from open_autoglm.planning.setup import Setup
-from open_autoglm.planning.speed import estimate_speed
+from open_autoglm.planning.speed import Speeds
 from open_autoglm.targets import FORMATS, Target
 
 READING_SPEED: Final = 6.0
@@ -34,10 +34,11 @@ def computed_formats(backend: str, target: Target) -> tuple[str, ...]:
     return tuple(name for name in FORMATS if backend == "native" or name != "bfloat16")
 
 
-def order_formats(model: PlannedModel, target: Target, setup: Setup) -> FormatOrder:
+def order_formats(model: PlannedModel, target: Target, setup: Setup, speeds: Speeds) -> FormatOrder:
     """The formats of a model on a target in the order in which they are tried.
 
-    setup: whose weights are set one after the other, for the speeds that decide between 8 and 4 bits.
+    setup: whose weights are set one after the other, for the speeds that decide between 8 and 4 bits. speeds: where
+    these are from.
     """
     if model.stored_bits is not None:
         stored = f"int{model.stored_bits}"
@@ -54,26 +55,28 @@ def order_formats(model: PlannedModel, target: Target, setup: Setup) -> FormatOr
         others = [name for name in ("int8", "bfloat16", "float32", "int4") if name not in (model.default, *rest)]
         names = tuple(name for name in (model.default, *rest, *others) if name in computed)
         return FormatOrder(names, "what the bundle's own measurement of its metric chose", _without(computed, setup))
-    return _by_speed(model, target, setup, computed)
+    return _by_speed(model, target, setup, computed, speeds)
 
 
 def _without(computed: tuple[str, ...], setup: Setup) -> dict[str, str]:
     return {name: f"the {setup.backend} backend has no {name} weights" for name in FORMATS if name not in computed}
 
 
-def _by_speed(model: PlannedModel, target: Target, setup: Setup, computed: tuple[str, ...]) -> FormatOrder:
+def _by_speed(
+    model: PlannedModel, target: Target, setup: Setup, computed: tuple[str, ...], speeds: Speeds
+) -> FormatOrder:
     rest = tuple(name for name in ("bfloat16", "float32") if name in computed)
-    eight, four = (estimate_speed(model.config, replace(setup, weights=name), target) for name in ("int8", "int4"))
-    if eight is None or four is None or eight.decode_x1 >= READING_SPEED or four.decode_x1 < _WORTH * eight.decode_x1:
+    eight = speeds.alone(model.config, replace(setup, weights="int8"), target)
+    four = None
+    if eight is not None and eight < READING_SPEED:
+        four = speeds.alone(model.config, replace(setup, weights="int4"), target)
+    if eight is None or four is None or four < _WORTH * eight:
         return FormatOrder(
             ("int8", "int4", *rest),
             "a quarter of float32's bytes at next to no loss (docs/performance.md), and the engine computes in it",
             _without(computed, setup),
         )
-    reason = (
-        f"int8 gives {eight.decode_x1:.1f} tokens/s, slower than people read ({READING_SPEED:g}), "
-        f"and 4 bits {four.decode_x1:.1f}"
-    )
+    reason = f"int8 gives {eight:.1f} tokens/s, slower than people read ({READING_SPEED:g}), and 4 bits {four:.1f}"
     return FormatOrder(("int4", "int8", *rest), reason, _without(computed, setup))
 
 

@@ -9,12 +9,12 @@ from typing import Final
 from open_autoglm.targets import Target, resolve_target
 
 _BUFFER: Final = 256 << 20
-_SECONDS: Final = 0.25
+_SECONDS: Final = 0.1
 _ROUNDS: Final = 2
 
 
 def measure_this_machine(threads: int | None = None) -> Target:
-    """The `cpu` target with bandwidth and rates, measured for about three seconds; without them where the compiled
+    """The `cpu` target with bandwidth and rates, measured for about a second; without them where the compiled
     engine is missing.
 
     The best of two rounds counts, since other programs only take away. threads: all usable cores if not given.

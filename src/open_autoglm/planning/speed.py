@@ -9,7 +9,7 @@ Source: the roofline model, Williams et al. 2009.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final, Protocol
 
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.size import linears, output_format, output_linear
@@ -29,17 +29,53 @@ _CACHE_SHARE: Final = 0.75
 
 @dataclass(frozen=True)
 class SpeedEstimate:
-    """Tokens per second: of a prompt, of one answer alone, of eight together. context: tokens of each of these."""
+    """Tokens per second: of a prompt, of one answer alone, of eight together. context: tokens of each of these.
+
+    measured_layers: of a random model that was timed for it (`planning/timing.py`); None for what was computed from the
+    target's limits.
+    """
 
     prefill: float
     decode_x1: float
     decode_x8: float
     prompt_tokens: int
     context: int
+    measured_layers: int | None = None
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return asdict(self)
+        return {**asdict(self), "measured": self.measured_layers is not None}
+
+
+class Speeds(Protocol):
+    """Where a plan has its speeds from."""
+
+    def of(self, config: ModelConfig, setup: Setup, target: Target) -> SpeedEstimate | None:
+        """All speeds of a setup; None where nothing is known of them."""
+        ...
+
+    def alone(self, config: ModelConfig, setup: Setup, target: Target) -> float | None:
+        """Tokens per second of one answer, of a setup that is only compared with another."""
+        ...
+
+
+class LimitedSpeeds:
+    """Speeds computed from a target's limits."""
+
+    def of(self, config: ModelConfig, setup: Setup, target: Target) -> SpeedEstimate | None:
+        """See `estimate_speed`."""
+        return estimate_speed(config, setup, target)
+
+    def alone(self, config: ModelConfig, setup: Setup, target: Target) -> float | None:
+        """See `estimate_speed`."""
+        found = estimate_speed(config, setup, target)
+        return None if found is None else found.decode_x1
+
+
+def lengths_of(setup: Setup, prompt_tokens: int | None = None, context: int | None = None) -> tuple[int, int]:
+    """Tokens of the prompt, and of each sequence that is decoded: 512, or half of the setup's context."""
+    half = max(1, setup.context // 2)
+    return prompt_tokens or min(PROMPT_TOKENS, half), context or min(CONTEXT, half)
 
 
 def estimate_speed(
@@ -51,8 +87,7 @@ def estimate_speed(
     """
     if not target.bandwidth or "float32" not in target.rates:
         return None
-    half = max(1, setup.context // 2)
-    prompt, behind = prompt_tokens or min(PROMPT_TOKENS, half), context or min(CONTEXT, half)
+    prompt, behind = lengths_of(setup, prompt_tokens, context)
     alone, together = (
         count / step_seconds(config, setup, target, sequences=count, tokens=1, context=behind)
         for count in DECODE_SEQUENCES

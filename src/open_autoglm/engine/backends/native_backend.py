@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +14,9 @@ import numpy as np
 from open_autoglm.engine import _native
 from open_autoglm.engine.backends.native_weights import PackedWeights, Packer, layer_parts
 from open_autoglm.engine.backends.packed_file import read_packed
+from open_autoglm.engine.backends.random_weights import RANDOM_TOKENS, RandomWeights
 from open_autoglm.engine.batch import Batch
-from open_autoglm.engine.memory import available_memory
+from open_autoglm.engine.memory import MAX_BATCH_TOKENS, available_memory
 from open_autoglm.errors import EngineError
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.model_folder import read_config
@@ -63,11 +66,37 @@ def pack_weights(
     Raises CheckpointError for the model.
     """
     with open_weights(folder, int8=form == "int8", int4=form == "int4") as reader:
-        packed = Packer(reader, form, instruction_set or _instruction_set(), team or _native.Team(usable_cores())).pack()
+        packed = Packer(
+            reader, form, instruction_set or _instruction_set(), team or _native.Team(usable_cores())
+        ).pack()
         # An embedding table that stays a view of its file keeps the whole file mapped: without this a process holds
         # each weight twice, packed and as it was read.
         reader.forget_pages()
         return packed
+
+
+def load_random(
+    config: ModelConfig,
+    *,
+    form: str,
+    kv_dtype: str,
+    threads: int | None,
+    expert_bytes: int,
+    layers: Sequence[int] | None = None,
+) -> list[RandomBackend]:
+    """A model of this shape with random weights, as fast as a real one: for timing. No file is read.
+
+    form: `float32`, `bfloat16`, `int8` or `int4`. expert_bytes: see `RandomWeights`. layers: of several models, which
+    share their weights; the configuration's if not given.
+    """
+    name = _instruction_set()
+    team = _native.Team(threads or usable_cores())
+    shapes = [replace(config, num_hidden_layers=count) for count in layers or (config.num_hidden_layers,)]
+    deepest = max(shapes, key=lambda shape: shape.num_hidden_layers)
+    packed = RandomWeights(deepest, form, name, team, expert_bytes=expert_bytes).pack()
+    return [
+        RandomBackend(shape, packed, form=form, kv_dtype=kv_dtype, instruction_set=name, team=team) for shape in shapes
+    ]
 
 
 class NativeBackend:
@@ -189,6 +218,56 @@ class NativeBackend:
     def close(self) -> None:
         """Let the KV cache go."""
         self._model.release()
+
+
+class RandomBackend(NativeBackend):
+    """A model with random weights, which computes random tokens, whatever it is given.
+
+    A random model answers all prompts alike after a few tokens: its sequences would choose the same experts.
+    skims: while it is set, a step computes one token of each page that it is to fill. The pages then lie in memory,
+    as if they had been filled, at a sixteenth of the time; memory that nobody wrote to would be read from one page of
+    zeros that never leaves the cache.
+    """
+
+    skims: bool = False
+
+    def __init__(self, config: ModelConfig, packed: PackedWeights, **settings: Any) -> None:
+        super().__init__(config, packed, **settings)
+        highest = min(RANDOM_TOKENS, config.vocab_size)
+        self._tokens = np.random.default_rng(0).integers(0, highest, 2 * MAX_BATCH_TOKENS)
+        self._next = 0
+
+    def step(self, batch: Batch) -> np.ndarray:
+        """As the model's, with other tokens. Returns zeros while it skims."""
+        if self.skims:
+            super().step(self._with_other_tokens(_one_token_of_each_page(batch)))
+            return np.zeros((len(batch.output_indices), self.vocab_size), dtype=np.float32)
+        return super().step(self._with_other_tokens(batch))
+
+    def _with_other_tokens(self, batch: Batch) -> Batch:
+        wanted = len(batch.token_ids)
+        if wanted > len(self._tokens) - self._next:
+            self._next = 0
+        batch.token_ids[:] = self._tokens[self._next : self._next + wanted]
+        self._next += wanted
+        return batch
+
+
+def _one_token_of_each_page(batch: Batch) -> Batch:
+    """A batch of sequences of one token, each on a page of its own, in the place of one that writes to these pages."""
+    pages = np.unique(batch.slot_mapping // batch.block_size)
+    count, one = len(pages), np.ones(len(pages), dtype=np.int64)
+    return Batch(
+        token_ids=np.zeros(count, dtype=np.int64),
+        positions=np.zeros(count, dtype=np.int64),
+        slot_mapping=pages * batch.block_size,
+        offsets=np.arange(count + 1),
+        context_lengths=one,
+        sequence_lengths=one,
+        block_tables=pages[:, None].copy(),
+        output_indices=np.zeros(0, dtype=np.int64),
+        block_size=batch.block_size,
+    )
 
 
 class _explained:  # noqa: N801 - reads as the sentence that it is
