@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """A batch's loss and gradient are those of its sequences alone, however they are packed, cut or computed again."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from open_autoglm.data import TokenizedExamples
+from open_autoglm.data.encoding import TokenTags
 from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
 from open_autoglm.train.batches import plan_epoch, split_batch
-from open_autoglm.train.loss import batch_loss, counted_places, lay_out_batch
+from open_autoglm.train.distillation import watched_layers
+from open_autoglm.train.loss import CrossEntropy, batch_loss, counted_places, lay_out_batch, tag_directions, tag_loss
+from open_autoglm.train.settings import TrainingSettings
+from open_autoglm.train.trainer import FixedExamples, Schedule, Trainer
 from tests.models.random_checkpoints import CLASSES
 from tests.train.small import make_examples, make_model
 
@@ -161,3 +169,63 @@ def test_little_of_the_attention_is_padding() -> None:
     plain = sum(count * int(lengths[at_random[i : i + count]].max()) for i in range(0, len(lengths) - count, count))
     assert lengths.sum() / padded > 0.9
     assert lengths.sum() / plain < 0.65
+
+
+def tagged_examples() -> TokenizedExamples:
+    """A tag of each token by the token before it in its sequence; the first has none."""
+    examples = make_examples(80, vocabulary=12)
+    before = np.concatenate([[-1], examples.token_ids[:-1] % 3])
+    before[examples.offsets[:-1]] = -1
+    return replace(examples, tags=TokenTags(before.astype(np.int32), 3))
+
+
+def test_tags_count_beside_the_tokens() -> None:
+    examples, model = tagged_examples(), make_model()
+    batch = lay_out_batch(examples, np.array([5, 2, 7]), CPU)
+    assert batch.tags is not None
+    assert examples.tags is not None
+    tags = examples.tags.values
+    with watched_layers(model, [0]) as states:
+        plain = batch_loss(model, batch)
+    expected, counted, offset = 0.0, 0, 0
+    directions = tag_directions(3, 32)
+    torch.testing.assert_close(directions @ directions.T, torch.eye(3))
+    for index in (5, 2, 7):
+        start, end = examples.offsets[index : index + 2]
+        for place in range(start, end):
+            if (tag := int(tags[place])) >= 0:
+                state = states[0][offset + place - start]
+                logits = directions @ (state / state.square().mean().sqrt())
+                expected += (logits.logsumexp(0) - logits[tag]).item()
+                counted += 1
+        offset += end - start
+    assert counted == len(batch.token_ids) - 3
+    assert tag_loss(states[0], batch.tags).item() == pytest.approx(expected, rel=1e-4)
+    both = CrossEntropy(tag_weight=0.5)(model, batch)
+    assert (both - plain).item() == pytest.approx(0.5 * expected, rel=1e-3)
+    assert CrossEntropy()(model, batch).item() == pytest.approx(plain.item())
+    single = make_model(num_hidden_layers=1)  # has no layer before the last
+    assert CrossEntropy(tag_weight=0.5)(single, batch).item() == pytest.approx(batch_loss(single, batch).item())
+
+
+def test_the_layer_before_the_last_learns_to_tell_tags(tmp_path: Path) -> None:
+    examples = tagged_examples()
+    told: dict[float, float] = {}
+    for weight in (0.0, 0.5):
+        model = make_model()
+        settings = TrainingSettings(
+            tokens_per_batch=240, warmup_steps=5, learning_rate=1e-2, dropout=0.0, precision="float32",
+            field_tag_weight=weight,
+        )  # fmt: skip
+        Trainer(model, settings, FixedExamples(examples), examples, tmp_path / str(weight)).run(Schedule(80))
+        batch = lay_out_batch(examples, np.arange(len(examples)), CPU)
+        outputs: dict[int, torch.Tensor] = {}
+        with torch.no_grad():
+            batch_loss(model, batch, outputs=outputs)
+        assert list(outputs) == [0]
+        assert batch.tags is not None
+        tags = torch.from_numpy(batch.tags.values)
+        guessed = (outputs[0] @ tag_directions(3, 32).T).argmax(-1)
+        told[weight] = float((guessed == tags)[tags >= 0].float().mean())
+    assert told[0.0] < 0.6
+    assert told[0.5] > 0.9

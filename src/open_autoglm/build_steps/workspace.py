@@ -26,6 +26,7 @@ from open_autoglm.data import (
     values_by_key,
 )
 from open_autoglm.data.bpe_dropout import Merges
+from open_autoglm.data.field_tags import FieldTagger
 from open_autoglm.data.word_dropout import drop_words
 from open_autoglm.engine import LLM
 from open_autoglm.evaluate import (
@@ -48,7 +49,7 @@ from open_autoglm.progress import ProgressBar
 from open_autoglm.search.space import Candidate, Frame, SearchSpace, default_space
 from open_autoglm.search.space_file import apply_space_file
 from open_autoglm.task import METRICS, Task, TaskKind
-from open_autoglm.train.augmented import AugmentedExamples, OtherPieces
+from open_autoglm.train.augmented import AugmentedExamples, OtherPieces, TaggedExamples
 from open_autoglm.train.optimizers import output_gain
 from open_autoglm.train.settings import TrainingSettings
 from open_autoglm.train.trainer import ExampleSource, FixedExamples
@@ -61,6 +62,7 @@ _LOOKED_AT: Final = 1_000_000
 """Tokens by which it is told how long prompts are beside answers."""
 _MOST_PROMPT_WEIGHT: Final = 0.3
 _EXTRACTION_PROMPT_WEIGHT: Final = 0.1
+_FIELD_TAG_WEIGHT: Final = 0.5
 SCORE_EXAMPLES: Final = 1000
 """Validation examples that decide between finished models."""
 
@@ -117,6 +119,7 @@ class Workspace:
         training = TrainingSettings(
             adapter=None if asked_adapter is None else AdapterSettings.from_dict(asked_adapter),
             prompt_loss_weight=self._prompt_weight(),
+            field_tag_weight=_FIELD_TAG_WEIGHT if self.base is None and self._has_fields else 0.0,
         )
         space = default_space(self.task.kind, frame, seed=self.settings["seed"], base=base, training=training)
         asked = optional_path(self.settings.get("space"))
@@ -152,10 +155,12 @@ class Workspace:
     def make_source(self, settings: TrainingSettings) -> ExampleSource:
         """The training examples, changed each epoch where the settings and the task ask for it."""
         source = self._make_source(settings)
-        if not settings.bpe_dropout:
-            return source
-        merges = Merges.of(self.tokenizer)
-        return OtherPieces(source, merges, settings.bpe_dropout, settings.seed, self.summary["max_length"])
+        if settings.bpe_dropout:
+            merges = Merges.of(self.tokenizer)
+            source = OtherPieces(source, merges, settings.bpe_dropout, settings.seed, self.summary["max_length"])
+        if settings.field_tag_weight and self._has_fields:
+            source = TaggedExamples(source, FieldTagger(self.tokenizer, self.train))
+        return source
 
     def _make_source(self, settings: TrainingSettings) -> ExampleSource:
         match self.task.kind if settings.augmentation else None:
@@ -246,12 +251,17 @@ class Workspace:
         """
         if self.base is not None:
             return 0.0
-        if self.task.kind is TaskKind.EXTRACTION and self.task.reads_twice:
+        if self._has_fields:
             return _EXTRACTION_PROMPT_WEIGHT
         if self.task.kind is not TaskKind.CLASSIFICATION:
             return 0.0
         share = float(self.train.learn[:_LOOKED_AT].mean())
         return round(min(_MOST_PROMPT_WEIGHT, share / (1.0 - share)), 4)
+
+    @property
+    def _has_fields(self) -> bool:
+        """Whether words of the inputs can be told by the field that they are copied to."""
+        return self.task.kind is TaskKind.EXTRACTION and self.task.reads_twice
 
     @property
     def _is_likelihood(self) -> bool:

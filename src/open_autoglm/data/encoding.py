@@ -34,18 +34,32 @@ def _no_rows() -> np.ndarray:
     return np.zeros(0, dtype=np.int64)
 
 
+UNTAGGED: Final = -1
+"""The tag of a token of which nothing is said."""
+
+
+@dataclass(frozen=True)
+class TokenTags:
+    """values: int32[total], a tag for each token, or -1 where nothing is said. count: how many tags there are."""
+
+    values: np.ndarray
+    count: int
+
+
 @dataclass(frozen=True)
 class TokenizedExamples:
     """Sequences of tokens, laid end to end.
 
     token_ids: int32[total]. learn: bool[total], whether the loss counts a token. offsets: int64[n + 1], sequence i is
     `token_ids[offsets[i]:offsets[i + 1]]`. shortened: int64[m], the sequences that were longer than allowed.
+    tags: what each token is besides, for training; not saved.
     """
 
     token_ids: np.ndarray
     learn: np.ndarray
     offsets: np.ndarray
     shortened: np.ndarray = field(default_factory=_no_rows)
+    tags: TokenTags | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -60,12 +74,20 @@ class TokenizedExamples:
 
         chosen: int64[k], indices. Returns token ids int32[total], learn bool[total] and lengths int64[k].
         """
+        places, lengths = self._places(chosen)
+        return np.asarray(self.token_ids[places]), np.asarray(self.learn[places]), lengths
+
+    def gather_tags(self, chosen: np.ndarray) -> TokenTags | None:
+        """The tags of the tokens that `gather` returns, if there are any."""
+        return None if self.tags is None else TokenTags(self.tags.values[self._places(chosen)[0]], self.tags.count)
+
+    def _places(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the tokens of the chosen sequences lie, int64[total], and the sequences' lengths."""
         offsets = np.asarray(self.offsets)
         starts = offsets[chosen]
         lengths = offsets[np.asarray(chosen) + 1] - starts
         firsts = np.cumsum(lengths) - lengths
-        places = np.arange(int(lengths.sum())) + np.repeat(starts - firsts, lengths)
-        return np.asarray(self.token_ids[places]), np.asarray(self.learn[places]), lengths
+        return np.arange(int(lengths.sum())) + np.repeat(starts - firsts, lengths), lengths
 
     def save(self, folder: Path) -> None:
         """Write one `.npy` file per array. Raises StorageError when the disk refuses."""
@@ -90,7 +112,7 @@ class TokenizedExamples:
         offsets = arrays["offsets"]
         if len(arrays["learn"]) != total or not len(offsets) or offsets[0] != 0 or offsets[-1] != total:
             raise StorageError(f"{folder}: the arrays do not belong together; tokenise the data again")
-        return cls(**arrays)
+        return cls(arrays["token_ids"], arrays["learn"], offsets, arrays["shortened"])
 
 
 def encode_examples(

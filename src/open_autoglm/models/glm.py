@@ -272,10 +272,17 @@ class GlmForCausalLM(nn.Module):
         self.prefix = None
         self.activation_checkpointing = False
 
-    def forward(self, token_ids: Tensor, attention: Attention, places: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        attention: Attention,
+        places: Tensor | None = None,
+        outputs: dict[int, Tensor] | None = None,
+    ) -> Tensor:
         """token_ids: int64[num_tokens]. places: int64[n], the tokens whose result is wanted; None for all.
 
         What only other tokens need of the last layer is not computed.
+        outputs: receives what each layer but the last returns, float[num_tokens, hidden_size], by its number.
         Returns the last hidden state, float[n, hidden_size].
         """
         hidden = self.model.embed_tokens(token_ids)
@@ -285,12 +292,14 @@ class GlmForCausalLM(nn.Module):
         hidden = drop(hidden, self.config.dropout if self.training else 0.0, getattr(attention, "generator", None))
         rotary = rotary_tables(attention.positions, getattr(attention, "lengths", None), self.config)
         layers = self.model.decoder_layers()
-        for layer in layers:
+        for number, layer in enumerate(layers):
             wanted = places if layer is layers[-1] else None
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(layer, hidden, rotary, attention, wanted, use_reentrant=False)
             else:
                 hidden = layer(hidden, rotary, attention, wanted)
+            if outputs is not None and layer is not layers[-1]:
+                outputs[number] = hidden
         return self.model.norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

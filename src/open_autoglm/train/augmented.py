@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 
 from open_autoglm.data import Example, TokenizedExamples, encode_examples
 from open_autoglm.data.bpe_dropout import Merges, drop_merges
+from open_autoglm.data.field_tags import FieldTagger
 from open_autoglm.task import Task
 from open_autoglm.train.trainer import ExampleSource
 
@@ -56,3 +57,16 @@ class OtherPieces:
         """The examples of epoch `number`: a pure function of the source, the seed and the number."""
         whole = self.source.epoch(number)
         return drop_merges(whole, self.merges, self.share, seed=self.seed, epoch=number, max_length=self.max_length)
+
+
+@dataclass(frozen=True)
+class TaggedExamples:
+    """Each word of an input has the field of the answer that it is copied to as a tag: see `data/field_tags.py`."""
+
+    source: ExampleSource
+    tagger: FieldTagger
+
+    def epoch(self, number: int) -> TokenizedExamples:
+        """The examples of epoch `number` of the source, with tags."""
+        examples = self.source.epoch(number)
+        return replace(examples, tags=self.tagger.tag(examples))

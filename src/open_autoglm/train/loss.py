@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Protocol
@@ -13,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from open_autoglm.data import TokenizedExamples
+from open_autoglm.data.encoding import TokenTags
 from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
 from open_autoglm.train.batches import plan_epoch
 
 _VALIDATION_TOKENS: Final = 8192
+_TAG_SEED: Final = 1
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class TrainingBatch:
 
     token_ids: int64[total]. lengths: int64[k]. places: int64[n], the tokens after which a token counts.
     weights: float32[n], what each of these counts; None when each counts one. chosen: int64[k], the sequences' indices
-    among the examples. generator: draws what dropout leaves out; PyTorch's own if None.
+    among the examples. generator: draws what dropout leaves out; PyTorch's own if None. tags: of the tokens, if they
+    have any.
     """
 
     token_ids: Tensor
@@ -34,6 +38,7 @@ class TrainingBatch:
     weights: Tensor | None
     chosen: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     generator: torch.Generator | None = None
+    tags: TokenTags | None = None
 
     @cached_property
     def weight(self) -> float:
@@ -66,6 +71,7 @@ def lay_out_batch(
         weights,
         np.asarray(chosen),
         generator,
+        examples.gather_tags(chosen),
     )
 
 
@@ -99,27 +105,64 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """The usual objective: `batch_loss`."""
+    """The usual objective: `batch_loss`, and the tags of tokens that have some, each of which counts `tag_weight`."""
 
     label_smoothing: float = 0.0
+    tag_weight: float = 0.0
 
     def __call__(self, model: GlmForCausalLM, batch: TrainingBatch) -> Tensor:
-        """As `batch_loss`."""
-        return batch_loss(model, batch, label_smoothing=self.label_smoothing)
+        """A scalar in float32, in nats."""
+        outputs: dict[int, Tensor] = {}
+        loss = batch_loss(model, batch, label_smoothing=self.label_smoothing, outputs=outputs)
+        if batch.tags is None or not self.tag_weight or not outputs or model.prefix is not None:
+            return loss
+        return loss + self.tag_weight * tag_loss(outputs[max(outputs)], batch.tags)
 
 
-def batch_loss(model: GlmForCausalLM, batch: TrainingBatch, *, label_smoothing: float = 0.0) -> Tensor:
-    """The weighted sum of the cross-entropy, in nats, a scalar in float32.
+def batch_loss(
+    model: GlmForCausalLM,
+    batch: TrainingBatch,
+    *,
+    label_smoothing: float = 0.0,
+    outputs: dict[int, Tensor] | None = None,
+) -> Tensor:
+    """The weighted sum of the cross-entropy, in nats, a scalar in float32. outputs: as `GlmForCausalLM.forward` says.
 
     The output matrix is applied only where a token is learnt, and so is the last layer's feed-forward block.
     """
-    hidden = model(batch.token_ids, PackedSequences(batch.lengths, batch.generator), batch.places)
+    hidden = model(batch.token_ids, PackedSequences(batch.lengths, batch.generator), batch.places, outputs)
     logits = model.logits(hidden).float()
     targets = batch.token_ids[batch.places + 1]
     if batch.weights is None:
         return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
     losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     return losses.dot(batch.weights)
+
+
+def tag_loss(hidden: Tensor, tags: TokenTags) -> Tensor:
+    """The cross-entropy of tokens' tags, summed over those that have one, in nats, a scalar in float32.
+
+    hidden: float[total, width], what a layer says of the tokens. Which of `tags.count` fixed directions it points in is
+    the tag that it tells: the layers before can turn to any directions, so these need not be learnt, and a trained
+    model is an ordinary GLM. Before the last layer, for that is what an answer's tokens look at in the last.
+    Source: Lee et al. 2015 (Deeply-Supervised Nets: losses of inner layers).
+    """
+    places = np.flatnonzero(tags.values >= 0)
+    chosen = torch.from_numpy(places).to(hidden.device)
+    told = F.rms_norm(hidden.index_select(0, chosen).float(), hidden.shape[-1:])
+    wanted = torch.from_numpy(tags.values[places].astype(np.int64)).to(hidden.device)
+    logits = F.linear(told, tag_directions(tags.count, hidden.shape[-1]).to(hidden.device)).float()
+    return F.cross_entropy(logits, wanted, reduction="sum")
+
+
+@functools.cache
+def tag_directions(count: int, width: int) -> Tensor:
+    """float32[count, width]: unit vectors, always the same; at right angles to each other if there is room."""
+    generator = torch.Generator().manual_seed(_TAG_SEED)
+    drawn = torch.randn(count, width, generator=generator)
+    if count <= width:
+        return torch.linalg.qr(drawn.T)[0].T.contiguous()
+    return F.normalize(drawn, dim=-1)
 
 
 def answer_loss(model: GlmForCausalLM, examples: TokenizedExamples, chosen: np.ndarray) -> tuple[Tensor, int, int]:

@@ -61,6 +61,8 @@ class TrainingSettings:
     initialization: of a model trained from nothing, see `models/initialization.py`. width_transfer: None for none.
     activation_checkpointing: compute layers twice instead of keeping what they computed. compile: with
     `torch.compile`. prompt_loss_weight: what a token of a prompt counts beside one of an answer.
+    field_tag_weight: what the field that a word of an input is copied to counts beside a token of an answer
+    (`data/field_tags.py`); only for extractions whose inputs are read twice.
     bpe_dropout: the share of the tokenizer's merges that are undone, others in each epoch (`data/bpe_dropout.py`).
     adapter: train an adapter on a frozen base instead of all weights.
     Raises ConfigurationError, naming the field.
@@ -87,6 +89,7 @@ class TrainingSettings:
     activation_checkpointing: bool = False
     compile: bool = False
     prompt_loss_weight: float = 0.0
+    field_tag_weight: float = 0.0
     bpe_dropout: float = 0.0
     adapter: AdapterSettings | None = None
 
@@ -95,7 +98,7 @@ class TrainingSettings:
             value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
                 raise ConfigurationError(f"training settings: {name} must be positive, not {value}")
-        for name in ("dropout", "augmentation", "prompt_loss_weight"):
+        for name in ("dropout", "augmentation", "prompt_loss_weight", "field_tag_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"training settings: {name} must be between 0 and 1")
         for name in ("label_smoothing", "ema_decay", "beta1", "beta2", "bpe_dropout"):

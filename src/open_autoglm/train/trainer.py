@@ -132,7 +132,7 @@ class Trainer:
         objective: Objective | None = None,
         workers: int = 1,
     ) -> None:
-        self.objective = objective or CrossEntropy(settings.label_smoothing)
+        self.objective = objective or CrossEntropy(settings.label_smoothing, settings.field_tag_weight)
         self.model, self.settings, self.source, self.valid, self.folder = model, settings, source, valid, folder
         self.checkpoint_path = folder / "checkpoint.safetensors"
         self.best_path = folder / "best.safetensors"
