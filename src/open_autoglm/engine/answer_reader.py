@@ -45,6 +45,11 @@ class AnswerReader:
 
     def push(self, delta: Delta) -> list[ParsedDelta]:
         """What the engine added; returns what is now certain, and all that was held back after the last delta."""
+        if not (self._waiting or self._prefix or delta.text or delta.completion) and len(delta.token_ids) == 1:
+            token_id = delta.token_ids[0]
+            mark = self._marks.get(token_id)
+            if mark is not None and not self._vocabulary.bytes_of(token_id):  # of many a control token, all there is
+                return self._parser.push(mark, control=True)
         for token_id in delta.token_ids:
             self._take(token_id)
         last = delta.completion is not None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from open_autoglm.chat.parsing import Delta as ParsedDelta
@@ -55,31 +55,45 @@ class PieceReader:
         self.reasoning_tokens = 0
         self.parse_seconds = 0.0
 
-    def may_wait(self, delta: Delta) -> bool:
+    def read_all(self, deltas: Sequence[Delta]) -> Reading:
+        """What several deltas add: those that may be read together are."""
+        began = time.perf_counter()
+        reading = Reading()
+        waiting: list[Delta] = []
+        for delta in deltas:
+            if self._may_wait(delta):
+                waiting.append(delta)
+                continue
+            if waiting:
+                self._read(reading, _as_one(waiting))
+                waiting = []
+            self._read(reading, delta)
+        if waiting:
+            self._read(reading, _as_one(waiting))
+        if self._answer is not None:
+            self.parse_seconds += time.perf_counter() - began
+        return reading
+
+    def _may_wait(self, delta: Delta) -> bool:
         """Whether a delta may be read together with those that follow it."""
         if not self._gathers or delta.completion is not None or (self._thinks_by_text and not self._has_content):
             return False
-        return all([token_id not in self._marks for token_id in delta.token_ids])  # noqa: C419 - mostly one
+        return self._marks.keys().isdisjoint(delta.token_ids)
 
-    def read(self, delta: Delta) -> Reading:
-        """What is new and certain."""
-        reading = Reading()
+    def _read(self, reading: Reading, delta: Delta) -> None:
         self._num_tokens += len(delta.token_ids)
-        # Tokens wait until their text is certain: those of a stop string are never part of the content.
-        self._scores += [
-            score
-            for score in delta.logprobs
-            if score.token_id not in self._marks and self._vocabulary.bytes_of(score.token_id)
-        ]
-        if self._answer is None:
-            if delta.text:
-                self._add_content(reading, delta.text)
-            return reading
-        began = time.perf_counter()
-        for parsed in self._answer.push(self._with_end(delta)):
-            self._add(reading, parsed)
-        self.parse_seconds += time.perf_counter() - began
-        return reading
+        if delta.logprobs:
+            # Tokens wait until their text is certain: those of a stop string are never part of the content.
+            self._scores += [
+                score
+                for score in delta.logprobs
+                if score.token_id not in self._marks and self._vocabulary.bytes_of(score.token_id)
+            ]
+        if self._answer is not None:
+            for parsed in self._answer.push(self._with_end(delta)):
+                self._add(reading, parsed)
+        elif delta.text:
+            self._add_content(reading, delta.text)
 
     def _with_end(self, delta: Delta) -> Delta:
         """A tag that ends the answer is no part of the engine's text, but it closes what it closes."""
@@ -116,3 +130,11 @@ class PieceReader:
 
     def _bytes_of(self, score: TokenLogprob) -> bytes:
         return self._vocabulary.bytes_of(score.token_id)
+
+
+def _as_one(deltas: Sequence[Delta]) -> Delta:
+    """Deltas without scores and completion as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    token_ids = tuple([token_id for delta in deltas for token_id in delta.token_ids])
+    return Delta(deltas[0].request_id, "".join([delta.text for delta in deltas]), token_ids)

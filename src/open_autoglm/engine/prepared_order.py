@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from open_autoglm.engine.detokenizer import Vocabulary
-from open_autoglm.engine.orders import CallPiece, Piece, Reply, Times, TokenScore, Usage
-from open_autoglm.engine.piece_reader import PieceReader
+from open_autoglm.engine.orders import Piece, Reply, Times, TokenScore, Usage
+from open_autoglm.engine.piece_reader import PieceReader, Reading
 from open_autoglm.engine.request import Completion, Delta, Request, TokenLogprob
 
 
@@ -39,79 +39,40 @@ class PreparedOrder:
         return buffer.take()
 
 
-class _Draft:
-    """What is new in one choice."""
-
-    __slots__ = ("calls", "completion", "num_tokens", "reasoning", "scores", "texts", "unread")
-
-    def __init__(self) -> None:
-        self.unread: list[Delta] = []
-        self.texts: list[str] = []
-        self.num_tokens = 0
-        self.scores: list[TokenLogprob] = []
-        self.reasoning = ""
-        self.calls: list[CallPiece] = []
-        self.completion: Completion | None = None
-
-
 class PieceBuffer:
     """What deltas have added to an order's choices and nobody has taken yet: one piece for each choice, however many.
 
-    num_deltas: since `take`.
+    A delta is only kept until then: to read many at once costs little more than to read one, and the engine's thread,
+    which adds them step by step, has better things to do.
     """
 
-    __slots__ = ("_drafts", "_prepared", "_readers", "num_deltas")
+    __slots__ = ("_deltas", "_prepared", "_readers", "add")
 
     def __init__(self, prepared: PreparedOrder) -> None:
         self._prepared, self._readers = prepared, prepared.readers
-        self._drafts: dict[str, _Draft] = {}
-        self.num_deltas = 0
+        self._deltas: list[Delta] = []
+        self.add: Callable[[Delta], None] = self._deltas.append
 
-    def add(self, delta: Delta) -> None:
-        """Read a delta."""
-        name = delta.request_id
-        draft = self._drafts.get(name)
-        if draft is None:
-            draft = self._drafts[name] = _Draft()
-        self.num_deltas += 1
-        draft.num_tokens += len(delta.token_ids)
-        if delta.completion is not None:
-            draft.completion = delta.completion
-        reader = self._readers.get(name) if self._readers else None
-        if reader is None:
-            draft.texts.append(delta.text)
-        elif reader.may_wait(delta):
-            draft.unread.append(delta)
-        else:
-            self._read_waiting(reader, draft)
-            self._read(reader, draft, delta)
+    @property
+    def num_deltas(self) -> int:
+        """How many were added since `take`."""
+        return len(self._deltas)
 
     def take(self) -> list[Piece]:
         """What was added since the last time."""
-        drafts, self._drafts, self.num_deltas = self._drafts, {}, 0
-        return [self._piece(name, draft) for name, draft in drafts.items()]
+        deltas = self._deltas.copy()
+        self._deltas.clear()
+        if len(self._prepared.places) == 1:
+            return [self._piece(deltas[0].request_id, deltas)] if deltas else []
+        by_name: dict[str, list[Delta]] = {}
+        for delta in deltas:
+            by_name.setdefault(delta.request_id, []).append(delta)
+        return [self._piece(name, some) for name, some in by_name.items()]
 
-    def _read_waiting(self, reader: PieceReader, draft: _Draft) -> None:
-        """Read the deltas that wait as one."""
-        waiting, draft.unread = draft.unread, []
-        if len(waiting) == 1:
-            self._read(reader, draft, waiting[0])
-        elif waiting:
-            token_ids = tuple([token_id for delta in waiting for token_id in delta.token_ids])
-            text = "".join([delta.text for delta in waiting])
-            self._read(reader, draft, Delta(waiting[0].request_id, text, token_ids, ()))
-
-    def _read(self, reader: PieceReader, draft: _Draft, delta: Delta) -> None:
-        reading = reader.read(delta)
-        draft.texts.append(reading.text)
-        draft.reasoning += reading.reasoning
-        draft.calls += reading.calls
-        draft.scores += reading.scores
-
-    def _piece(self, name: str, draft: _Draft) -> Piece:
-        completion, reader = draft.completion, self._readers.get(name)
-        if reader is not None:
-            self._read_waiting(reader, draft)
+    def _piece(self, name: str, deltas: Sequence[Delta]) -> Piece:
+        """What is new in one choice. deltas: its own, one at least."""
+        completion, reader = deltas[-1].completion, self._readers.get(name)
+        reading = Reading("".join([delta.text for delta in deltas])) if reader is None else reader.read_all(deltas)
         reason = usage = times = None
         if completion is not None:
             reason = completion.finish_reason
@@ -127,13 +88,13 @@ class PieceBuffer:
                 times = Times(*completion.times, 0.0 if reader is None else reader.parse_seconds)
         return Piece(
             self._prepared.places[name],
-            "".join(draft.texts),
-            draft.num_tokens,
-            [self._score(item) for item in draft.scores],
+            reading.text,
+            sum([len(delta.token_ids) for delta in deltas]),
+            [self._score(item) for item in reading.scores],
             reason,
             usage,
-            draft.reasoning,
-            draft.calls,
+            reading.reasoning,
+            reading.calls,
             times,
         )
 

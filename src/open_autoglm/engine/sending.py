@@ -65,7 +65,7 @@ class OpenAnswer:
     @property
     def is_urgent(self) -> bool:
         """Whether what has come goes out at once. What is wanted whole goes in large parts, so that none is huge."""
-        if self.is_done:
+        if not self._unfinished:
             return True
         if self.whole:
             return self._buffer is not None and self._buffer.num_deltas >= _MOST_HELD

@@ -158,9 +158,10 @@ class MessageWriter:
 
 
 class MessageReader(Generic[_Message]):
-    """Bytes as they come -> messages. kind: the union of structures that may come."""
+    """Bytes as they come -> messages. kind: the union of structures that may come. size: bytes of the last message."""
 
     def __init__(self, kind: Any) -> None:
+        self.size = 0
         self._decoder = msgspec.msgpack.Decoder(kind)
         self._buffer = bytearray()
 
@@ -178,7 +179,7 @@ class MessageReader(Generic[_Message]):
                     break
                 with memoryview(self._buffer)[start + _HEAD.size : end] as body:
                     message = self._decoder.decode(body)
-                start = end
+                start, self.size = end, size
                 yield message
         except msgspec.DecodeError as error:
             raise EngineError(f"the engine's process sent something that is no message: {error}") from None

@@ -28,7 +28,7 @@ from typing import Final, NoReturn
 from open_autoglm.engine.engine_thread import EngineThread, News
 from open_autoglm.engine.llm import LLM
 from open_autoglm.engine.order_desk import PREPARING, OrderDesk, error_of
-from open_autoglm.engine.orders import Reply
+from open_autoglm.engine.orders import ChatOrder, Order, Reply
 from open_autoglm.engine.prepared_order import PreparedQuestion
 from open_autoglm.engine.request import Completion, Delta
 from open_autoglm.engine.sending import OpenAnswer, Pacer
@@ -54,10 +54,13 @@ from open_autoglm.engine.wire import (
     ToWorker,
 )
 from open_autoglm.errors import ConfigurationError, EngineError, OpenAutoGLMError
+from open_autoglm.garbage import look_seldom
 
 BEAT_SECONDS: Final = 0.25
 _FIRST_STEP_SECONDS: Final = 2.0
 _READ_BYTES: Final = 256 * 1024
+_SMALL_BYTES: Final = 4096
+"""An order that is smaller is tokenised in less than a millisecond."""
 _FAULT_EXIT: Final = 70
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -113,12 +116,15 @@ class Worker:
         self._outbox.send(Loaded(self._desk.card))
         threading.Thread(target=self._beat, name="open-autoglm-beat", daemon=True).start()
 
-    def obey(self, message: ToWorker) -> None:
-        """Begin or end an order; what is slow goes to other threads."""
+    def obey(self, message: ToWorker, size: int = _SMALL_BYTES) -> None:
+        """Begin or end an order; what is slow goes to other threads. size: of the message, in bytes."""
         match message:
             case Ask():
                 order = self._orders[message.number] = OpenAnswer(message.number, whole=message.whole)
-                self._line.add(partial(self._prepare, order, message), message.order.priority)
+                if self._is_idle and size < _SMALL_BYTES and _is_plain(message.order):
+                    self._prepare(order, message)  # nobody else waits, and to wake a thread takes half as long as this
+                else:
+                    self._line.add(partial(self._prepare, order, message), message.order.priority)
             case Leave():
                 with self._lock:
                     order = self._orders.pop(message.number, None)
@@ -129,6 +135,10 @@ class Worker:
                 self._preparing.submit(self._prepare_question, question, message)
             case Stop() | Load():
                 os._exit(0)
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._thread.num_open or len(self._line))
 
     def _prepare(self, order: OpenAnswer, message: Ask) -> None:
         if order.left:
@@ -173,18 +183,15 @@ class Worker:
         for order, item in news:
             if order.left:
                 continue
-            error = item if isinstance(item, OpenAutoGLMError) else error_of(item)
-            if error is not None or isinstance(item, OpenAutoGLMError):
-                self._fail(order, error or EngineError("the engine failed"))
-                continue
-            try:
-                if isinstance(order, _Question):
-                    self._collect(order, item)
-                else:
-                    order.add(item)
-                    answers[order] = None
-            except Exception:  # noqa: BLE001 - an answer that we cannot read ends alone
-                self._fail(order, _internal_error())
+            if isinstance(item, OpenAutoGLMError):
+                self._fail(order, item)
+            elif item.completion is not None and (error := error_of(item)) is not None:
+                self._fail(order, error)
+            elif isinstance(order, OpenAnswer):
+                order.add(item)
+                answers[order] = None
+            else:
+                self._collect(order, item)
         self._send(self._pacer.choose(answers, len(self._orders)))
         self._line.wake()
 
@@ -212,6 +219,8 @@ class Worker:
                 self._reply(question, question.prepared.reply(completions))
             except OpenAutoGLMError as error:
                 self._fail(question, error)
+            except Exception:  # noqa: BLE001 - a fault of ours ends this question only
+                self._fail(question, _internal_error())
 
     def _fail(self, order: OpenAnswer | _Question, error: OpenAutoGLMError) -> None:
         if isinstance(order, OpenAnswer) and order.has_begun and not order.left:
@@ -260,7 +269,7 @@ def main(arguments: Sequence[str]) -> int:
     while data := _read(connection):
         for message in reader.feed(data):
             if worker is not None:
-                worker.obey(message)
+                worker.obey(message, reader.size)
                 continue
             try:
                 worker = _load(message, outbox)
@@ -270,6 +279,7 @@ def main(arguments: Sequence[str]) -> int:
             except Exception:  # noqa: BLE001 - the server tells it as an error of the engine
                 outbox.send(Refused(Fault.of(_internal_error())))
                 return _FAULT_EXIT
+            look_seldom()
             worker.start()
     os._exit(0)
 
@@ -281,6 +291,14 @@ def _load(message: ToWorker, outbox: _Outbox) -> Worker:
     if llm.vocabulary is None:
         raise ConfigurationError(f"{llm.name} has no tokenizer.json, so it cannot chat; add the checkpoint's tokenizer")
     return Worker(llm, outbox, message.max_queued)
+
+
+def _is_plain(order: Order) -> bool:
+    """Whether an order brings no grammar of its own, which may take long to compile."""
+    wanted = order.response_format
+    if order.guided or (wanted is not None and wanted.get("type") != "text"):
+        return False
+    return not (isinstance(order, ChatOrder) and order.tools)
 
 
 def _read(connection: socket.socket) -> bytes:

@@ -22,7 +22,11 @@ from open_autoglm.serve.watching.request_record import record_of
 from open_autoglm.serve.watching.watched_models import WatchedModels, watched
 
 STREAM_END: Final = b"data: [DONE]\n\n"
-_STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_STREAM_HEADERS: Final = (
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+)
 _Result = TypeVar("_Result")
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -55,11 +59,7 @@ async def answer(
     if not stream:
         body = await unless_gone(request, _whole(asked, name, order, writer))
         return client_gone() if body is None else JSONResponse(body)
-    events = _events(asked, name, order, writer, meter_of(request.scope))
-    head = await unless_gone(request, anext(events))
-    if head is None:
-        return client_gone()
-    return EventStream(_with_head(head, events))
+    return AnswerStream(_events(asked, name, order, writer, meter_of(request.scope)))
 
 
 async def reply_to(request: Request, models: Models, name: str, question: Question) -> Reply | None:
@@ -91,17 +91,53 @@ class EventStream(Response):
     """
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(headers=_STREAM_HEADERS, media_type="text/event-stream")
-        del self.headers["content-length"]
+        # In place of Starlette's, which makes the same of its arguments each time.
+        self.status_code, self.background, self.body = 200, None, b""
+        self.raw_headers = list(_STREAM_HEADERS)
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them."""
         async with aclosing(self._events) as events, WhileThere(receive):
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await self._begin(send)
             async for data in events:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await _send_event(send, data)
+            await _end(send)
+
+    async def _begin(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+
+
+class AnswerStream(EventStream):
+    """The events of an answer. Before the first of them nothing is sent: a fault until then has a status of its own."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them. Raises what keeps the answer from beginning."""
+        has_begun = False
+        async with aclosing(self._events) as events, WhileThere(receive):
+            head = await anext(events)
+            has_begun = True
+            await self._begin(send)
+            await _send_event(send, head)
+            # The loop writes at the end of its round: the first token goes out before anything else is done about it,
+            # which for a short answer is all that follows its end.
+            await asyncio.sleep(0)
+            try:
+                async for data in events:
+                    await _send_event(send, data)
+            except OpenAutoGLMError as error:  # the status is long sent: say it in the stream, as OpenAI does
+                await _send_event(send, event(error_body(error)[1]))
+            await _end(send)
+        if not has_begun:
+            await client_gone()(scope, receive, send)
+
+
+async def _send_event(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+async def _end(send: Send) -> None:
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class WhileThere:
@@ -178,13 +214,3 @@ class TokensUsed:
     def prompt_tokens(self) -> int | None:
         """Of all prompts; nothing while some are not known."""
         return sum(self._prompts.values()) if len(self._prompts) == self._num_prompts else None
-
-
-async def _with_head(head: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(events):
-        yield head
-        try:
-            async for item in events:
-                yield item
-        except OpenAutoGLMError as error:  # the status is long sent: say it in the stream, as OpenAI does
-            yield event(error_body(error)[1])
