@@ -4,8 +4,10 @@
 python bench/serve_streams.py MODEL --quantize int8
 
 The same prompts go through `LLM.chat` in a process of its own and through `open-autoglm serve` over raw sockets, in
-turns. The client only counts bytes, so that it takes next to nothing. Processor seconds are those of the server's
-process and of the engine's, from /proc; they tell more than the clock where a machine does other things too.
+turns. The client only counts bytes, so that it takes next to nothing: its processor seconds are in the record beside
+those of the server's process and of the engine's, from /proc, which tell more than the clock where a machine does other
+things too. The share is by the clock, of the whole of it: requests that come in one after the other, all their tokens,
+the last event; the engine alone gets all prompts at once, before its first step.
 The first token is timed of requests that come one at a time, a few milliseconds after the one before, here and there: a
 processor that has had nothing to do for that long takes two to four times as long for the same few steps.
 Writes bench/results/serve_streams_NAME.json.
@@ -132,9 +134,9 @@ def _served(model: Path, options: dict[str, Any], streams: int, tokens: int, *, 
             _ask(port, 2, 8)
             firsts = [_first(port, f"{index} what is it?") for index in range(60)]
             before = [_cpu(pid) for pid in pids]
-            began = time.perf_counter()
+            began, own = time.perf_counter(), time.process_time()
             total = _ask(port, streams, tokens)
-            seconds = time.perf_counter() - began
+            seconds, own = time.perf_counter() - began, time.process_time() - own
             cpu = [_cpu(pid) - start for pid, start in zip(pids, before, strict=True)]
             return {
                 "tokens": total,
@@ -142,6 +144,7 @@ def _served(model: Path, options: dict[str, Any], streams: int, tokens: int, *, 
                 "tokens_per_s": total / seconds,
                 "cpu_server": cpu[0],
                 "cpu_engine": sum(cpu[1:]),
+                "cpu_client": own,
                 "first": statistics.median(firsts),
                 "first_best": min(firsts),
                 "memory": {str(index): _memory(pid) for index, pid in enumerate(pids)},
@@ -227,6 +230,7 @@ def _line(own: dict[str, Any], served: dict[str, Any]) -> str:
     return (
         f"engine {own['tokens_per_s']:.0f} tokens/s ({own['cpu']:.2f} cpu s, first {own['first'] * 1e3:.2f} ms); "
         f"server {served['tokens_per_s']:.0f} tokens/s ({served['cpu_engine']:.2f} + {served['cpu_server']:.2f} cpu s, "
+        f"client {served['cpu_client']:.2f}, "
         f"first {served['first'] * 1e3:.2f} ms, best {served['first_best'] * 1e3:.2f}); "
         + ", ".join(f"{kind['Pss']:.0f} MB PSS ({kind['Pss_File']:.0f} file)" for kind in served["memory"].values())
     )

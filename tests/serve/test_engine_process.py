@@ -205,7 +205,8 @@ def test_stopping_lets_answers_end_or_says_so(dialogue_bundle: Path) -> None:
     async def work(drain: float) -> set[str]:
         async with engine(dialogue_bundle) as model:
             tasks = [asyncio.create_task(read(model, order(max_tokens=200))) for _ in range(12)]
-            await until(lambda: model.num_open == 12)
+            await asyncio.sleep(0)  # each has begun
+            assert model.num_open == 12
             await model.stop(drain)
             ends = await asyncio.gather(*tasks, return_exceptions=True)
             with pytest.raises(EngineError, match="stopping"):
@@ -223,7 +224,8 @@ def test_a_full_engine_refuses_at_once(dialogue_bundle: Path) -> None:
         model = EngineProcess(source, max_queued=4, watch=QUICK)
         await model.start()
         tasks = [asyncio.create_task(model.answer(order(max_tokens=100))) for _ in range(4)]
-        await until(lambda: model.num_open == 4)
+        await asyncio.sleep(0)  # each has begun
+        assert model.num_open == 4
         with pytest.raises(EngineError, match="4 requests in work"):
             await model.answer(order())
         assert len(await asyncio.gather(*tasks)) == 4
