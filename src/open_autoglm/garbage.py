@@ -15,5 +15,6 @@ def look_seldom() -> None:
     Requests and tokens leave next to nothing that counting references does not find, and to look for it at every 700th
     new object takes a quarter of a server's time while it streams.
     """
+    gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG, 10, 10)

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from open_autoglm.data import TokenizedExamples
 from open_autoglm.data.encoding import TokenTags
+from open_autoglm.models.checkpoint import load_model, save_model
 from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
 from open_autoglm.train.batches import plan_epoch, split_batch
 from open_autoglm.train.distillation import watched_layers
-from open_autoglm.train.loss import CrossEntropy, batch_loss, counted_places, lay_out_batch, tag_directions, tag_loss
+from open_autoglm.train.loss import CrossEntropy, batch_loss, counted_places, lay_out_batch, tag_loss
 from open_autoglm.train.settings import TrainingSettings
 from open_autoglm.train.trainer import FixedExamples, Schedule, Trainer
 from tests.models.random_checkpoints import CLASSES
@@ -179,40 +181,53 @@ def tagged_examples() -> TokenizedExamples:
     return replace(examples, tags=TokenTags(before.astype(np.int32), 3))
 
 
-def test_tags_count_beside_the_tokens() -> None:
-    examples, model = tagged_examples(), make_model()
+def tagged_model() -> GlmForCausalLM:
+    model = make_model()
+    model.attach_tag_head(3, torch.Generator().manual_seed(1))
+    return model
+
+
+def test_tags_count_beside_the_tokens(tmp_path: Path) -> None:
+    examples, model = tagged_examples(), tagged_model()
     batch = lay_out_batch(examples, np.array([5, 2, 7]), CPU)
     assert batch.tags is not None
     assert examples.tags is not None
+    assert model.tag_head is not None
     tags = examples.tags.values
     with watched_layers(model, [0]) as states:
         plain = batch_loss(model, batch)
     expected, counted, offset = 0.0, 0, 0
-    directions = tag_directions(3, 32)
-    torch.testing.assert_close(directions @ directions.T, torch.eye(3))
     for index in (5, 2, 7):
         start, end = examples.offsets[index : index + 2]
         for place in range(start, end):
             if (tag := int(tags[place])) >= 0:
                 state = states[0][offset + place - start]
-                logits = directions @ (state / state.square().mean().sqrt())
+                logits = model.tag_head(state / state.square().mean().sqrt())
                 expected += (logits.logsumexp(0) - logits[tag]).item()
                 counted += 1
         offset += end - start
     assert counted == len(batch.token_ids) - 3
-    assert tag_loss(states[0], batch.tags).item() == pytest.approx(expected, rel=1e-4)
+    assert tag_loss(model.tag_head, states[0], batch.tags).item() == pytest.approx(expected, rel=1e-4)
     both = CrossEntropy(tag_weight=0.5)(model, batch)
     assert (both - plain).item() == pytest.approx(0.5 * expected, rel=1e-3)
     assert CrossEntropy()(model, batch).item() == pytest.approx(plain.item())
-    single = make_model(num_hidden_layers=1)  # has no layer before the last
-    assert CrossEntropy(tag_weight=0.5)(single, batch).item() == pytest.approx(batch_loss(single, batch).item())
+    save_model(model, tmp_path)
+    assert load_model(tmp_path).state_dict().keys() == make_model().state_dict().keys()
+    assert not [name for name in load_file(tmp_path / "model.safetensors") if "tag" in name]
+
+
+def test_a_single_layer_has_none_before_it_to_ask() -> None:
+    model, batch = make_model(num_hidden_layers=1), lay_out_batch(tagged_examples(), np.array([5, 2, 7]), CPU)
+    model.attach_tag_head(3, torch.Generator().manual_seed(1))
+    assert model.tag_head is None
+    assert CrossEntropy(tag_weight=0.5)(model, batch).item() == pytest.approx(batch_loss(model, batch).item())
 
 
 def test_the_layer_before_the_last_learns_to_tell_tags(tmp_path: Path) -> None:
     examples = tagged_examples()
     told: dict[float, float] = {}
     for weight in (0.0, 0.5):
-        model = make_model()
+        model = tagged_model()
         settings = TrainingSettings(
             tokens_per_batch=240, warmup_steps=5, learning_rate=1e-2, dropout=0.0, precision="float32",
             field_tag_weight=weight,
@@ -224,8 +239,9 @@ def test_the_layer_before_the_last_learns_to_tell_tags(tmp_path: Path) -> None:
             batch_loss(model, batch, outputs=outputs)
         assert list(outputs) == [0]
         assert batch.tags is not None
+        assert model.tag_head is not None
         tags = torch.from_numpy(batch.tags.values)
-        guessed = (outputs[0] @ tag_directions(3, 32).T).argmax(-1)
+        guessed = model.tag_head(F.rms_norm(outputs[0], (32,))).argmax(-1)
         told[weight] = float((guessed == tags)[tags >= 0].float().mean())
     assert told[0.0] < 0.6
     assert told[0.5] > 0.9

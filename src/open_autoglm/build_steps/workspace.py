@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -136,6 +137,8 @@ class Workspace:
             model.initialize(generator, settings.initialization, output_gain=gain)
             if settings.initialization == "copying":
                 share_embeddings(model, spaced_twins(self.tokenizer), generator)
+            if settings.field_tag_weight and self._has_fields:
+                model.attach_tag_head(self._field_tagger.count, generator)
             return model
         adapter = self.adapter_of(settings)
         bits = adapter.base_bits if adapter is not None and adapter.kind == "qlora" else None
@@ -159,7 +162,7 @@ class Workspace:
             merges = Merges.of(self.tokenizer)
             source = OtherPieces(source, merges, settings.bpe_dropout, settings.seed, self.summary["max_length"])
         if settings.field_tag_weight and self._has_fields:
-            source = TaggedExamples(source, FieldTagger(self.tokenizer, self.train))
+            source = TaggedExamples(source, self._field_tagger)
         return source
 
     def _make_source(self, settings: TrainingSettings) -> ExampleSource:
@@ -262,6 +265,10 @@ class Workspace:
     def _has_fields(self) -> bool:
         """Whether words of the inputs can be told by the field that they are copied to."""
         return self.task.kind is TaskKind.EXTRACTION and self.task.reads_twice
+
+    @cached_property
+    def _field_tagger(self) -> FieldTagger:
+        return FieldTagger(self.tokenizer, self.train)
 
     @property
     def _is_likelihood(self) -> bool:

@@ -150,13 +150,15 @@ def merge_adapter(model: GlmForCausalLM) -> GlmForCausalLM:
 
 @torch.no_grad()
 def merged_tensors(model: GlmForCausalLM) -> dict[str, Tensor]:
-    """The state of the ordinary model that `merge_adapter` would make; the model stays as it is.
+    """The state of the ordinary model that `merge_adapter` would make, without a head that only training has.
+
+    The model stays as it is.
 
     Raises CheckpointError for a soft prompt.
     """
     _refuse_prompt(model)
     tensors: dict[str, Tensor] = {}
-    inside: list[str] = []
+    inside: list[str] = [] if model.tag_head is None else ["tag_head."]
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear | FrozenLinear) and not name.endswith(".base_layer"):
             inside.append(f"{name}.")

@@ -257,10 +257,12 @@ class GlmForCausalLM(nn.Module):
     """`GlmForCausalLM`, `Glm4ForCausalLM` and `Glm4MoeForCausalLM`, chosen by `config.architecture`.
 
     prefix: vectors that go before each sequence, None for a model of its own. activation_checkpointing: in training,
-    compute each layer again for its gradient instead of keeping what it computed.
+    compute each layer again for its gradient instead of keeping what it computed. tag_head: in training, what the layer
+    before the last is asked of each token besides (`train.loss.tag_loss`); never saved with the model.
     """
 
     prefix: InputPrefix | None
+    tag_head: nn.Linear | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -270,6 +272,7 @@ class GlmForCausalLM(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.prefix = None
+        self.tag_head = None
         self.activation_checkpointing = False
 
     def forward(
@@ -305,6 +308,16 @@ class GlmForCausalLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: float[n, hidden_size], as `forward` returns. Returns float[n, vocab_size]."""
         return self.lm_head(hidden)
+
+    def attach_tag_head(self, count: int, generator: torch.Generator) -> None:
+        """Let a model that is to be trained learn `count` tags; one of a single layer has no layer before the last."""
+        width = self.config.hidden_size
+        if self.config.num_hidden_layers < 2:
+            return
+        self.tag_head = nn.Linear(width, count)
+        with torch.no_grad():
+            self.tag_head.weight.normal_(0.0, width**-0.5, generator=generator)
+            self.tag_head.bias.zero_()
 
     def set_dropout(self, dropout: float) -> None:
         """Change the dropout that acts in training, of every layer."""

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from open_autoglm.data import TokenizedExamples
@@ -19,7 +18,6 @@ from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
 from open_autoglm.train.batches import plan_epoch
 
 _VALIDATION_TOKENS: Final = 8192
-_TAG_SEED: Final = 1
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,9 @@ class CrossEntropy:
         """A scalar in float32, in nats."""
         outputs: dict[int, Tensor] = {}
         loss = batch_loss(model, batch, label_smoothing=self.label_smoothing, outputs=outputs)
-        if batch.tags is None or not self.tag_weight or not outputs or model.prefix is not None:
+        if batch.tags is None or not self.tag_weight or model.tag_head is None:
             return loss
-        return loss + self.tag_weight * tag_loss(outputs[max(outputs)], batch.tags)
+        return loss + self.tag_weight * tag_loss(model.tag_head, outputs[max(outputs)], batch.tags)
 
 
 def batch_loss(
@@ -139,30 +137,18 @@ def batch_loss(
     return losses.dot(batch.weights)
 
 
-def tag_loss(hidden: Tensor, tags: TokenTags) -> Tensor:
+def tag_loss(head: nn.Linear, hidden: Tensor, tags: TokenTags) -> Tensor:
     """The cross-entropy of tokens' tags, summed over those that have one, in nats, a scalar in float32.
 
-    hidden: float[total, width], what a layer says of the tokens. Which of `tags.count` fixed directions it points in is
-    the tag that it tells: the layers before can turn to any directions, so these need not be learnt, and a trained
-    model is an ordinary GLM. Before the last layer, for that is what an answer's tokens look at in the last.
+    hidden: float[total, width], what the layer before the last says of the tokens: that is what an answer's tokens look
+    at in the last. It is normalised as the layers' own inputs are.
     Source: Lee et al. 2015 (Deeply-Supervised Nets: losses of inner layers).
     """
     places = np.flatnonzero(tags.values >= 0)
     chosen = torch.from_numpy(places).to(hidden.device)
     told = F.rms_norm(hidden.index_select(0, chosen).float(), hidden.shape[-1:])
     wanted = torch.from_numpy(tags.values[places].astype(np.int64)).to(hidden.device)
-    logits = F.linear(told, tag_directions(tags.count, hidden.shape[-1]).to(hidden.device)).float()
-    return F.cross_entropy(logits, wanted, reduction="sum")
-
-
-@functools.cache
-def tag_directions(count: int, width: int) -> Tensor:
-    """float32[count, width]: unit vectors, always the same; at right angles to each other if there is room."""
-    generator = torch.Generator().manual_seed(_TAG_SEED)
-    drawn = torch.randn(count, width, generator=generator)
-    if count <= width:
-        return torch.linalg.qr(drawn.T)[0].T.contiguous()
-    return F.normalize(drawn, dim=-1)
+    return F.cross_entropy(head(told).float(), wanted, reduction="sum")
 
 
 def answer_loss(model: GlmForCausalLM, examples: TokenizedExamples, chosen: np.ndarray) -> tuple[Tensor, int, int]:
