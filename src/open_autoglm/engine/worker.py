@@ -26,6 +26,7 @@ from functools import partial
 from typing import Final, NoReturn
 
 from open_autoglm.engine.engine_thread import EngineThread, News
+from open_autoglm.engine.garbage import look_seldom
 from open_autoglm.engine.llm import LLM
 from open_autoglm.engine.order_desk import PREPARING, OrderDesk, error_of
 from open_autoglm.engine.orders import ChatOrder, Order, Reply
@@ -54,7 +55,6 @@ from open_autoglm.engine.wire import (
     ToWorker,
 )
 from open_autoglm.errors import ConfigurationError, EngineError, OpenAutoGLMError
-from open_autoglm.garbage import look_seldom
 
 BEAT_SECONDS: Final = 0.25
 _FIRST_STEP_SECONDS: Final = 2.0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from open_autoglm.garbage import look_seldom
+from open_autoglm.engine.garbage import look_seldom
 from open_autoglm.serve.app import create_app_of
 from open_autoglm.serve.guards.connection_limits import connection_options, with_open_files
 from open_autoglm.serve.guards.reload import reload_on_hangup
