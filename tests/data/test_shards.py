@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_sequence_is_in_one_row_and_no_row_is_too_long(lengths: list[int]) -> None:
     rows = pack_sequences(np.array(lengths, dtype=np.int64), 50)
     assert sorted(index for row in rows for index in row.tolist()) == list(range(len(lengths)))
-    assert all(sum(lengths[index] for index in row) <= 50 for row in rows)
-    fewest = -(-sum(lengths) // 50)
-    assert len(rows) <= 11 / 9 * max(fewest, sum(length > 25 for length in lengths)) + 6 / 9 or len(rows) <= fewest + 1
+    filled = sorted(sum(lengths[index] for index in row) for row in rows)
+    assert not filled or filled[-1] <= 50
+    assert len(filled) < 2 or filled[0] + filled[1] > 50  # else one row would have done
+
+
+def fewest_rows(lengths: Sequence[int], capacity: int) -> int:
+    """Of all ways to pack: for each subset the fewest rows, and the least that the last of them is filled."""
+    best = {0: (1, 0)}
+    for subset in range(1, 1 << len(lengths)):
+        options: list[tuple[int, int]] = []
+        for place, length in enumerate(lengths):
+            if subset >> place & 1:
+                rows, filled = best[subset ^ 1 << place]
+                options.append((rows, filled + length) if filled + length <= capacity else (rows + 1, length))
+        best[subset] = min(options)
+    return best[(1 << len(lengths)) - 1][0]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8))
+def test_rows_are_few(lengths: list[int]) -> None:
+    fewest = fewest_rows(lengths, 50)
+    assert fewest <= len(pack_sequences(np.array(lengths, dtype=np.int64), 50)) <= 11 / 9 * fewest + 6 / 9
 
 
 def test_short_sequences_waste_little_and_too_long_ones_are_refused() -> None:
