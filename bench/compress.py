@@ -4,12 +4,15 @@
 python bench/compress.py --text FILE.txt --minutes 18 --model-folder DIR --llm-compressor-python PYTHON \
     --torchao-python PYTHON
 
-Trains a GLM of two million parameters on nine tenths of a text (or takes the one in DIR) and makes it smaller with
+Trains a GLM of two million parameters on the first part of a text (or takes the one in DIR) and makes it smaller with
 calibration windows of that part: int8, int4 by each way of rounding, pruned, distilled, trained in 4 bits. Measures on
-the rest: perplexity, and the mean Kullback-Leibler divergence of the predictions from float32's, with exact activations
-(PyTorch over the weights as stored). llm-compressor quantises the same model on the same windows in the same run, and
-its files are read and scored as ours are; torchao's dynamic int8 runs in transformers. Last, all forms take turns in
-the engine, on one thread and on all: speeds are medians of the rounds, relative to float32 in the same round.
+the rest, with exact activations (PyTorch over the weights as stored): the mean Kullback-Leibler divergence of the
+predictions from float32's, and perplexity. What rounding adds to a text's loss is small beside how much it differs
+between texts of a few thousand tokens, so each change has its standard error, over the windows, and its share of what
+plain rounding adds an interval that holds 95% of 2,000 resamplings of the windows. llm-compressor quantises the same
+model on the same windows in the same run, and its files are read and scored as ours are; torchao's dynamic int8 runs in
+transformers. Last, all forms take turns in the engine, on one thread and on all: speeds are medians of the rounds,
+relative to float32 in the same round.
 Writes bench/results/compress.json after each form, and compress.png.
 """
 
@@ -47,11 +50,12 @@ from open_autoglm.models.quantized_linear import unpack_in_place
 from open_autoglm.storage import write_json
 from open_autoglm.targets import usable_cores
 from plots import plot_bars
-from text_model import TextModel, ensure_text_model, log_probabilities
+from text_model import TRAINING_SHARE, TextModel, ensure_text_model, log_probabilities, read_text
 
 _LLM_COMPRESSOR = "OPEN_AUTOGLM_BENCH_LLM_COMPRESSOR_PYTHON"
 _TORCHAO = "OPEN_AUTOGLM_BENCH_TORCHAO_PYTHON"
 _PEERS = Path(__file__).parent / "peers"
+_RESAMPLINGS = 2000
 _RTN = "int4 rtn, whole range"
 _ROUNDINGS: dict[str, dict[str, Any]] = {
     _RTN: {"method": "rtn", "search": False},
@@ -65,13 +69,18 @@ _ROUNDINGS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Run:
-    """A model, its smaller forms so far, and where they lie. engines: folder and weights by name of form."""
+    """A model, its smaller forms so far, and where they lie.
+
+    reference: float32's log-probabilities. added: nats that a form adds to a token, float64[windows], by name of form.
+    engines: folder and weights by name of form.
+    """
 
     arguments: argparse.Namespace
     made: TextModel
     work: Path
     record: dict[str, Any]
     reference: torch.Tensor | None = None
+    added: dict[str, np.ndarray] = field(default_factory=dict)
     engines: dict[str, tuple[Path, str]] = field(default_factory=dict)
 
     @property
@@ -90,19 +99,24 @@ class Run:
 
     def add(self, name: str, predicted: torch.Tensor, size: int | None) -> None:
         """Count a form, and write the record."""
-        truth = torch.from_numpy(self.test[:, 2:]).flatten()
-        found: dict[str, Any] = {"perplexity": float((-predicted.gather(1, truth[:, None]).mean()).exp())}
+        truth = torch.from_numpy(self.test[:, 2:])
         if self.reference is None:
             self.reference = predicted
+        nats = -predicted.gather(1, truth.flatten()[:, None]).double()
+        exact_nats = -self.reference.gather(1, truth.flatten()[:, None]).double()
+        self.added[name] = (nats - exact_nats).view(truth.shape).mean(dim=1).numpy()
+        found: dict[str, Any] = {"perplexity": float(nats.mean().exp())}
         parts = zip(self.reference.split(2048), predicted.split(2048), strict=True)
-        divergence = sum(float((exact.exp() * (exact - part)).sum()) for exact, part in parts) / len(truth)
+        divergence = sum(float((exact.exp() * (exact - part)).sum()) for exact, part in parts) / truth.numel()
         found["mean_kl"] = significant(divergence, 3)
         formats = self.record["formats"]
         exact = formats.get("float32", found)
         found["perplexity_change"] = significant(found["perplexity"] / exact["perplexity"] - 1, 3)
+        found["perplexity_change_error"] = significant(_standard_error(self.added[name]), 2)
         found["perplexity"] = significant(found["perplexity"], 6)
         if name == _RTN or _RTN in formats:
             found["share_of_rtn_kl"] = significant(divergence / formats.get(_RTN, found)["mean_kl"], 3)
+            found["share_of_rtn_loss"] = _share(self.added[name], self.added[_RTN])
         if size is not None:
             found |= {"bytes": size, "times_smaller": significant(exact.get("bytes", size) / size, 3)}
         self.put(name, found)
@@ -119,7 +133,8 @@ def main() -> None:
     arguments = _parse()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.model_folder or Path(temporary)
-        made = ensure_text_model(arguments.text, folder, minutes=arguments.minutes)
+        share = arguments.training_share
+        made = ensure_text_model(arguments.text, folder, minutes=arguments.minutes, training_share=share)
         record = {
             "command": command_line(),
             "model": json.loads((made.folder / "config.json").read_text()),
@@ -137,7 +152,8 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True, help="a text of a megabyte or so")
+    parser.add_argument("--text", type=Path, required=True, help="a text, or JSONL rows with a source: megabytes")
+    parser.add_argument("--training-share", type=float, default=TRAINING_SHARE, help="of the text; the rest is scored")
     parser.add_argument("--minutes", type=float, default=18.0, help="of training")
     parser.add_argument("--model-folder", type=Path, help="where the trained model is kept")
     parser.add_argument("--samples", type=int, default=128, help="calibration windows of 128 tokens")
@@ -187,8 +203,8 @@ def measure(run: Run) -> None:
 def _learn(run: Run, source: Path, calibration: Calibration) -> None:
     """The forms that are other models, or are trained."""
     data = run.work / "text.jsonl"
-    content = run.arguments.text.read_text(encoding="utf-8")
-    content = content[: content.index("\n", int(len(content) * 0.9)) + 1]
+    content = read_text(run.arguments.text)
+    content = content[: content.index("\n", int(len(content) * run.arguments.training_share)) + 1]
     pieces = [content[start : start + 400] for start in range(0, len(content), 400)]
     data.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
     pruned = run.work / "pruned"
@@ -260,6 +276,18 @@ def _time(run: Run) -> None:
             run.put(name, {f"threads_{threads}": found})
 
 
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) / len(values) ** 0.5
+
+
+def _share(ours: np.ndarray, plain: np.ndarray) -> dict[str, float]:
+    """What a form adds to the loss, in parts of what plain rounding adds. Both: nats a token, by window."""
+    chosen = np.random.default_rng(0).integers(0, len(plain), (_RESAMPLINGS, len(plain)))
+    low, high = np.quantile(ours[chosen].mean(axis=1) / plain[chosen].mean(axis=1), (0.025, 0.975))
+    share = float(ours.mean() / plain.mean())
+    return {name: significant(float(value), 3) for name, value in (("share", share), ("low", low), ("high", high))}
+
+
 def _times_faster(exact: list[float], other: list[float]) -> float:
     return significant(statistics.median(a / b for a, b in zip(exact, other, strict=True)), 3)
 
@@ -276,18 +304,21 @@ def _plot(formats: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def _show(formats: dict[str, dict[str, Any]]) -> str:
-    headings = ["perplexity", "change", "mean KL", "of RTN's", "MB", "smaller", "faster, 1 thread", "all threads"]
+    quality = ["perplexity", "change", "mean KL", "of RTN's", "of RTN's loss"]
+    headings = [*quality, "MB", "smaller", "faster, 1 thread", "all threads"]
     rows: dict[str, list[str]] = {}
     for name, found in formats.items():
         if "missing" in found:
             rows[f"{name}: {found['missing']}"] = [""] * len(headings)
             continue
+        shared = "share_of_rtn_kl" in found
         speeds = [f"{found[key]['times_faster']:.2f}x" for key in sorted(found) if key.startswith("threads_")]
         rows[name] = [
             f"{found['perplexity']:.3f}",
-            f"{found['perplexity_change']:+.2%}",
+            f"{found['perplexity_change']:+.2%} ± {found['perplexity_change_error']:.2%}",
             f"{found['mean_kl']:.2e}",
-            f"{found['share_of_rtn_kl']:.0%}" if "share_of_rtn_kl" in found else "",
+            f"{found['share_of_rtn_kl']:.0%}" if shared else "",
+            "{share:.0%} ({low:.0%} to {high:.0%})".format_map(found["share_of_rtn_loss"]) if shared else "",
             f"{found['bytes'] / 1e6:.2f}" if "bytes" in found else "",
             f"{found['times_smaller']:.2f}x" if "bytes" in found else "",
             *[*speeds, "", ""][:2],

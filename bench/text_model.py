@@ -7,6 +7,7 @@ python bench/text_model.py TEXT_FILE FOLDER --minutes 6
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
 from open_autoglm.task import Task, TaskKind
 from open_autoglm.train.trainer import bf16_is_fast
 
-_TRAINING_SHARE = 0.9
+TRAINING_SHARE = 0.9
 _WINDOW = 128
 _BATCH = 8
 _RATE = 2e-3
@@ -46,15 +47,32 @@ class TextModel:
     test: np.ndarray
 
 
-def ensure_text_model(text: Path, folder: Path, *, minutes: float, vocabulary: int = 1024, seed: int = 0) -> TextModel:
-    """The model of a text under `folder`; trained unless it is there."""
-    target = folder / f"{text.stem}-{minutes:g}m-{seed}"
-    content = text.read_text(encoding="utf-8")
-    cut = content.index("\n", int(len(content) * _TRAINING_SHARE)) + 1
+def ensure_text_model(
+    text: Path,
+    folder: Path,
+    *,
+    minutes: float,
+    vocabulary: int = 1024,
+    seed: int = 0,
+    training_share: float = TRAINING_SHARE,
+) -> TextModel:
+    """The model of the first part of a text under `folder`; trained unless it is there; text: see `read_text`."""
+    target = folder / f"{text.stem}-{training_share:.0%}-{minutes:g}m-{seed}"
+    content = read_text(text)
+    cut = content.index("\n", int(len(content) * training_share)) + 1
     if not (target / "config.json").is_file():
         _train(content[:cut], content[cut:], target, minutes, vocabulary, seed)
     encoder = PromptEncoder(read_tokenizer(target))
     return TextModel(target, windows(content[:cut], encoder), windows(content[cut:], encoder))
+
+
+def read_text(path: Path) -> str:
+    """A text file, or the `source` of each row of a JSONL file (a text or a list of sentences), a line each."""
+    content = path.read_text(encoding="utf-8")
+    if path.suffix != ".jsonl":
+        return content
+    sources = [json.loads(line)["source"] for line in content.splitlines()]
+    return "".join((source if isinstance(source, str) else " ".join(source)) + "\n" for source in sources)
 
 
 def windows(text: str, encoder: PromptEncoder, length: int = _WINDOW) -> np.ndarray:
