@@ -71,7 +71,7 @@ def read_text(path: Path) -> str:
     content = path.read_text(encoding="utf-8")
     if path.suffix != ".jsonl":
         return content
-    sources = [json.loads(line)["source"] for line in content.splitlines()]
+    sources = [json.loads(line)["source"] for line in content.split("\n") if line]
     return "".join((source if isinstance(source, str) else " ".join(source)) + "\n" for source in sources)
 
 
