@@ -63,6 +63,18 @@ def test_a_model_with_more_layers_takes_what_each_more_takes() -> None:
     assert large.or_better(StepSeconds(3.0, 0.1, 0.5)) == StepSeconds(2.0, 0.1, 0.42)
 
 
+def test_times_of_decoding_go_with_what_is_read() -> None:
+    large = StepSeconds(2.0, 0.14, 0.42)
+    # Ten times as much is read for one answer, four times as much for eight.
+    for found, expected in (
+        (StepSeconds(9.0, 1.4, 1.68), (9.0, 1.4, 1.68)),
+        (StepSeconds(9.0, 0.15, 0.43), (9.0, 1.12, 1.344)),
+        (StepSeconds(9.0, 99.0, 99.0), (9.0, 1.75, 2.1)),
+    ):
+        whole = found.within(large, 10.0, 4.0)
+        assert (whole.prefill, whole.decode_x1, whole.decode_x8) == pytest.approx(expected)
+
+
 def test_a_small_model_is_timed_as_a_whole() -> None:
     assert chosen(BUILT) == StandIn((8,), chosen(BUILT).expert_bytes, chosen(BUILT).num_bytes)
     assert chosen(BUILT).num_bytes == pytest.approx(
@@ -128,7 +140,6 @@ def test_random_weights_have_the_model_s_shapes_and_formats(config: ModelConfig,
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SECONDS", 0.0)
-    monkeypatch.setattr(timing, "SECONDS_OF_OTHERS", 0.0)
 
 
 @pytest.mark.usefixtures("at_once")

@@ -11,7 +11,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, cast
 
@@ -19,7 +19,7 @@ from open_autoglm.engine.memory import available_memory
 from open_autoglm.models.config import ModelConfig
 from open_autoglm.planning.memory import BLOCK_SIZE
 from open_autoglm.planning.setup import Setup
-from open_autoglm.planning.speed import DECODE_SEQUENCES, SpeedEstimate, estimate_speed, lengths_of
+from open_autoglm.planning.speed import DECODE_SEQUENCES, SpeedEstimate, estimate_speed, lengths_of, read_bytes
 from open_autoglm.planning.stand_in import (
     BURST_SECONDS,
     FEWEST_STEPS,
@@ -38,13 +38,15 @@ SECONDS: Final = 4.0
 """For which the steps of the chosen setup are timed again and again: on a machine that others share, how fast memory is
 read changes by a third within a second, and the best of a few seconds is what can be found again."""
 
-SECONDS_OF_OTHERS: Final = 1.0
-"""The same for one answer in each other format."""
-
 _LEAST_ROUNDS: Final = 2
 _ROUND_SHARE: Final = 0.75
 """Of those seconds that a round may take by the machine's limits. More layers in fewer rounds come nearer to the whole
 model than fewer layers in more rounds."""
+
+_BOUND: Final = 1.25
+"""What one layer costs is the difference of two times, whose errors are multiplied by the layers that were not timed.
+Decoding takes about as long as reading the weights, so the whole model's time cannot be far from the larger stand-in's
+times the bytes that either reads."""
 
 _MEMORY_SHARE: Final = 0.5
 
@@ -76,6 +78,18 @@ class StepSeconds:
             return ours + count * max(0.0, ours - getattr(smaller, name)) / between
 
         return StepSeconds(extended("prefill"), extended("decode_x1"), extended("decode_x8"))
+
+    def within(self, smaller: StepSeconds, growth_x1: float, growth_x8: float) -> StepSeconds:
+        """Times of decoding no further than `_BOUND` from those of a smaller model, times by how much more is read."""
+
+        def bounded(ours: float, expected: float) -> float:
+            return min(max(ours, expected / _BOUND), expected * _BOUND)
+
+        return StepSeconds(
+            self.prefill,
+            bounded(self.decode_x1, smaller.decode_x1 * growth_x1),
+            bounded(self.decode_x8, smaller.decode_x8 * growth_x8),
+        )
 
 
 class MeasuredSpeeds:
@@ -145,23 +159,28 @@ def measure_speed(
     steps = min(MEASURED_STEPS, (config.max_context - start - 2 * DECODE_SEQUENCES[-1]) // REPETITIONS)
     if steps < 1 or prompt >= config.max_context or not can_measure(setup, target):
         return None
-    seconds = SECONDS if together else SECONDS_OF_OTHERS
     stand_in = choose_stand_in(
         config,
         setup,
         target,
         prompt=prompt,
         context=context,
-        seconds=_ROUND_SHARE * seconds,
+        seconds=_ROUND_SHARE * SECONDS,
         together=together,
     )
     if stand_in.num_bytes > _MEMORY_SHARE * available_memory():
         return None
-    timed = _time_models(config, setup, stand_in, prompt, start, steps, seconds, together=together)
+    timed = _time_models(config, setup, stand_in, prompt, start, steps, together=together)
     found = timed[-1]
     if len(timed) > 1:
         smaller, larger = stand_in.layers
         found = found.with_layers(config.num_hidden_layers - larger, timed[0], larger - smaller)
+        cut = replace(config, num_hidden_layers=larger)
+        growth = {
+            count: read_bytes(config, setup.weights, count) / read_bytes(cut, setup.weights, count)
+            for count in DECODE_SEQUENCES
+        }
+        found = found.within(timed[1], growth[1], growth[DECODE_SEQUENCES[-1]])
     return SpeedEstimate(
         prefill=prompt / found.prefill,
         decode_x1=1 / found.decode_x1,
@@ -179,7 +198,6 @@ def _time_models(  # noqa: PLR0917
     prompt: int,
     start: int,
     steps: int,
-    seconds: float,
     *,
     together: bool,
 ) -> list[StepSeconds]:
@@ -199,7 +217,7 @@ def _time_models(  # noqa: PLR0917
         runs = [stack.enter_context(_Run(backend, prompt, start, steps, many)) for backend in backends]
         begin = time.perf_counter()
         found, rounds = [run.round() for run in runs], 1
-        while rounds < _LEAST_ROUNDS or (time.perf_counter() - begin) * (rounds + 1) / rounds < seconds:
+        while rounds < _LEAST_ROUNDS or (time.perf_counter() - begin) * (rounds + 1) / rounds < SECONDS:
             found = [best.or_better(run.round()) for best, run in zip(found, runs, strict=True)]
             rounds += 1
         return found
