@@ -15,7 +15,6 @@ from open_autoglm.data.encoding import TokenTags
 from open_autoglm.models.checkpoint import load_model, save_model
 from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
 from open_autoglm.train.batches import plan_epoch, split_batch
-from open_autoglm.train.distillation import watched_layers
 from open_autoglm.train.loss import CrossEntropy, batch_loss, counted_places, lay_out_batch, tag_loss
 from open_autoglm.train.settings import TrainingSettings
 from open_autoglm.train.trainer import FixedExamples, Schedule, Trainer
@@ -194,8 +193,10 @@ def test_tags_count_beside_the_tokens(tmp_path: Path) -> None:
     assert examples.tags is not None
     assert model.tag_head is not None
     tags = examples.tags.values
-    with watched_layers(model, [0]) as states:
-        plain = batch_loss(model, batch)
+    states: list[torch.Tensor] = []
+    handle = model.model.decoder_layers()[0].register_forward_hook(lambda *call: states.append(call[-1]))
+    plain = batch_loss(model, batch)
+    handle.remove()
     expected, counted, offset = 0.0, 0, 0
     for index in (5, 2, 7):
         start, end = examples.offsets[index : index + 2]
@@ -234,10 +235,10 @@ def test_the_layer_before_the_last_learns_to_tell_tags(tmp_path: Path) -> None:
         )  # fmt: skip
         Trainer(model, settings, FixedExamples(examples), examples, tmp_path / str(weight)).run(Schedule(80))
         batch = lay_out_batch(examples, np.arange(len(examples)), CPU)
-        outputs: dict[int, torch.Tensor] = {}
+        outputs: list[torch.Tensor] = []
         with torch.no_grad():
             batch_loss(model, batch, outputs=outputs)
-        assert list(outputs) == [0]
+        assert [len(output) for output in outputs] == [len(batch.token_ids), len(batch.places)]
         assert batch.tags is not None
         assert model.tag_head is not None
         tags = torch.from_numpy(batch.tags.values)

@@ -280,12 +280,12 @@ class GlmForCausalLM(nn.Module):
         token_ids: Tensor,
         attention: Attention,
         places: Tensor | None = None,
-        outputs: dict[int, Tensor] | None = None,
+        outputs: list[Tensor] | None = None,
     ) -> Tensor:
         """token_ids: int64[num_tokens]. places: int64[n], the tokens whose result is wanted; None for all.
 
         What only other tokens need of the last layer is not computed.
-        outputs: receives what each layer but the last returns, float[num_tokens, hidden_size], by its number.
+        outputs: receives what each layer returns, float[num_tokens, hidden_size], the last one float[n, hidden_size].
         Returns the last hidden state, float[n, hidden_size].
         """
         hidden = self.model.embed_tokens(token_ids)
@@ -295,14 +295,14 @@ class GlmForCausalLM(nn.Module):
         hidden = drop(hidden, self.config.dropout if self.training else 0.0, getattr(attention, "generator", None))
         rotary = rotary_tables(attention.positions, getattr(attention, "lengths", None), self.config)
         layers = self.model.decoder_layers()
-        for number, layer in enumerate(layers):
+        for layer in layers:
             wanted = places if layer is layers[-1] else None
             if self.activation_checkpointing and self.training:
                 hidden = checkpoint(layer, hidden, rotary, attention, wanted, use_reentrant=False)
             else:
                 hidden = layer(hidden, rotary, attention, wanted)
-            if outputs is not None and layer is not layers[-1]:
-                outputs[number] = hidden
+            if outputs is not None:
+                outputs.append(hidden)
         return self.model.norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -6,9 +6,8 @@ Source: Hinton et al. 2015 (temperature, the mixture), Romero et al. 2015 (hidde
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol
 
@@ -89,8 +88,8 @@ class Distillation:
         """The weighted sum over the tokens to learn, a scalar in float32."""
         settings = self._settings
         targets = self._teacher(batch)
-        with watched_layers(model, self._watched) as states:
-            hidden = model(batch.token_ids, PackedSequences(batch.lengths, batch.generator), batch.places)
+        states: list[Tensor] | None = [] if self._watched else None
+        hidden = model(batch.token_ids, PackedSequences(batch.lengths, batch.generator), batch.places, states)
         logits = model.logits(hidden).float()
         losses = (1 - settings.share) * F.cross_entropy(logits, batch.token_ids[batch.places + 1], reduction="none")
         if settings.share:
@@ -98,7 +97,7 @@ class Distillation:
             divergences = soft_divergence(logits[:, : self._vocabulary], targets, settings.temperature)
             losses = losses + settings.share * settings.temperature**2 * divergences
         total = losses.sum() if batch.weights is None else losses.dot(batch.weights)
-        if self._watched:
+        if states:
             found = [states[index] for index in self._watched]
             total = total + settings.hidden * batch.weight * hidden_error(projection_of(model), found, targets.hidden)
         return total
@@ -161,24 +160,3 @@ def detach_projection(model: GlmForCausalLM) -> None:
     """Take the matrix away, so that the student is an ordinary GLM."""
     if projection_of(model) is not None:
         delattr(model, _PROJECTION)
-
-
-@contextlib.contextmanager
-def watched_layers(model: GlmForCausalLM, indices: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Inside the block, a forward pass leaves what these layers return, by number."""
-    states: dict[int, Tensor] = {}
-
-    def keep(index: int) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            del module, inputs
-            states.setdefault(index, output)
-
-        return hook
-
-    layers = model.model.decoder_layers()
-    handles = [layers[index].register_forward_hook(keep(index)) for index in indices]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()

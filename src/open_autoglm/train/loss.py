@@ -110,11 +110,11 @@ class CrossEntropy:
 
     def __call__(self, model: GlmForCausalLM, batch: TrainingBatch) -> Tensor:
         """A scalar in float32, in nats."""
-        outputs: dict[int, Tensor] = {}
+        outputs: list[Tensor] = []
         loss = batch_loss(model, batch, label_smoothing=self.label_smoothing, outputs=outputs)
         if batch.tags is None or not self.tag_weight or model.tag_head is None:
             return loss
-        return loss + self.tag_weight * tag_loss(model.tag_head, outputs[max(outputs)], batch.tags)
+        return loss + self.tag_weight * tag_loss(model.tag_head, outputs[-2], batch.tags)
 
 
 def batch_loss(
@@ -122,7 +122,7 @@ def batch_loss(
     batch: TrainingBatch,
     *,
     label_smoothing: float = 0.0,
-    outputs: dict[int, Tensor] | None = None,
+    outputs: list[Tensor] | None = None,
 ) -> Tensor:
     """The weighted sum of the cross-entropy, in nats, a scalar in float32. outputs: as `GlmForCausalLM.forward` says.
 

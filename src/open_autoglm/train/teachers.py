@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from open_autoglm.data import TokenizedExamples
 from open_autoglm.models.glm import GlmForCausalLM, PackedSequences
 from open_autoglm.storage import explained, read_json, write_json
-from open_autoglm.train.distillation import SoftTargets, Teacher, watched_layers
+from open_autoglm.train.distillation import SoftTargets, Teacher
 from open_autoglm.train.loss import TrainingBatch, counted_places, lay_out_batch
 
 _PASS_TOKENS: Final = 4096
@@ -41,11 +41,11 @@ class TeacherModels:
         found: list[torch.Tensor] = []
         hidden: tuple[torch.Tensor, ...] = ()
         for place, model in enumerate(self._models):
-            with watched_layers(model, () if place else self._watched) as states:
-                last = model(batch.token_ids, PackedSequences(batch.lengths), batch.places)
+            states: list[torch.Tensor] | None = None if place else []
+            last = model(batch.token_ids, PackedSequences(batch.lengths), batch.places, states)
             logits = model.logits(last).float()[:, : self._vocabulary]
             found.append(F.log_softmax(logits / self._temperature, dim=-1))
-            if not place:
+            if states:
                 hidden = tuple(states[index] for index in self._watched)
         mean = found[0] if len(found) == 1 else torch.logsumexp(torch.stack(found), dim=0) - math.log(len(found))
         return SoftTargets(mean, None, hidden)
