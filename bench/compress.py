@@ -295,7 +295,10 @@ def _times_faster(exact: list[float], other: list[float]) -> float:
 def _plot(formats: dict[str, dict[str, Any]], path: Path) -> None:
     measured = {name: found for name, found in formats.items() if "int4" in name and "share_of_rtn_kl" in found}
     shown = {name: found for name, found in measured.items() if found["share_of_rtn_kl"] < 2}
-    series = {"KL divergence from float32": [100 * found["share_of_rtn_kl"] for found in shown.values()]}
+    series = {
+        "added to the held-out loss": [100 * found["share_of_rtn_loss"]["share"] for found in shown.values()],
+        "KL divergence from float32": [100 * found["share_of_rtn_kl"] for found in shown.values()],
+    }
     names = [
         name.replace("llm-compressor", "llm-\ncompressor\n").replace(", ", ",\n").replace("'s ", "'s\n")
         for name in shown
@@ -307,9 +310,10 @@ def _show(formats: dict[str, dict[str, Any]]) -> str:
     quality = ["perplexity", "change", "mean KL", "of RTN's", "of RTN's loss"]
     headings = [*quality, "MB", "smaller", "faster, 1 thread", "all threads"]
     rows: dict[str, list[str]] = {}
+    missing: list[str] = []
     for name, found in formats.items():
         if "missing" in found:
-            rows[f"{name}: {found['missing']}"] = [""] * len(headings)
+            missing.append(f"{name} was not measured: {found['missing']}")
             continue
         shared = "share_of_rtn_kl" in found
         speeds = [f"{found[key]['times_faster']:.2f}x" for key in sorted(found) if key.startswith("threads_")]
@@ -323,7 +327,7 @@ def _show(formats: dict[str, dict[str, Any]]) -> str:
             f"{found['times_smaller']:.2f}x" if "bytes" in found else "",
             *[*speeds, "", ""][:2],
         ]
-    return table(headings, rows)
+    return "\n".join([table(headings, rows), *missing])
 
 
 if __name__ == "__main__":
