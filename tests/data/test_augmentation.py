@@ -66,6 +66,39 @@ def test_values_come_from_the_same_key_of_answers_with_the_same_fixed_strings() 
     assert always_swap(rows[2], rows) == {"read crime", "read poems"}
 
 
+def test_values_of_one_kind_stand_for_each_other_beside_other_fixed_strings() -> None:
+    def rows(intent: str, names: list[str]) -> list[Example]:
+        return [example(f"{intent} {name}", {"intent": f"to-{intent}", "place": name}) for name in names]
+
+    lands = [f"land{number}" for number in range(20)]
+    booked, forecast = lands[:13], lands[8:]  # five in common
+    few = [*lands[:4], "nowhere"]  # too few to tell from
+    books = [f"title{number}" for number in range(60)]
+    films = [f"title{number}" for number in range(55, 115)]  # five of sixty
+    found = values_by_key(
+        [*rows("book", booked), *rows("tell", forecast), *rows("go", few), *rows("rate", books), *rows("watch", films)]
+    )
+    by_intent = {json.loads(key.partition(" in ")[2])[0][-1]: values for key, values in found.items()}
+    assert by_intent == {
+        "to-book": sorted(lands),
+        "to-tell": sorted(lands),
+        "to-go": sorted(few),
+        "to-rate": sorted(books),
+        "to-watch": sorted(films),
+    }
+
+
+def test_snips_countries_are_of_one_kind_and_titles_are_not(snips: PreparedData) -> None:
+    found = values_by_key(snips.train)
+
+    def at(name: str, intent: str) -> set[str]:
+        return set(found[f'["slots", "{name}"] in [["intent", "{intent}"]]'])
+
+    assert at("country", "BookRestaurant") == at("country", "GetWeather")
+    assert at("state", "BookRestaurant") == at("state", "GetWeather")
+    assert at("object_name", "RateBook") != at("object_name", "SearchCreativeWork")
+
+
 def test_values_that_stand_twice_or_overlap_or_have_no_substitute_stay() -> None:
     rows = [
         example("six or six", {"n": "six"}),

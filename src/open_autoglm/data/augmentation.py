@@ -19,6 +19,9 @@ _SWAP_PROBABILITY = 0.5
 _MIX_PROBABILITY = 0.3
 _SLOT_SHARE = 0.9
 _KEPT_ROWS = 100_000
+_SHARE_IN_COMMON = 0.1
+_FEWEST_IN_COMMON = 5
+"""Of the values beside one set of strings so many, and so large a share, must stand beside another one too."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ def values_by_key(examples: Sequence[Example]) -> SlotValues:
     """What may stand for what.
 
     Values share a key when they stand at the same place of the answer, and all strings of the answer that are not
-    words of the input (such as the intent) are the same too: a book is no substitute for a film there. A place where
-    less than nine tenths of the strings are words of their inputs has no slots.
+    words of the input (such as the intent) are the same too: a book is no substitute for a film there. Beside other
+    such strings the values at a place may stand as well where many are the same: countries are countries in a booking
+    and in a question about the weather. A place where less than nine tenths of the strings are words of their inputs
+    has no slots.
     Raises ValueError for an answer that is not JSON.
     """
     seen: Counter[str] = Counter()
@@ -58,15 +63,40 @@ def values_by_key(examples: Sequence[Example]) -> SlotValues:
             seen[_place(slot.path)] += 1
             copied[_place(slot.path)] += slot.copied
     fixed = frozenset(place for place, count in seen.items() if copied[place] < _SLOT_SHARE * count)
-    values: dict[str, set[str]] = {}
+    values: dict[str, dict[str, set[str]]] = {}
     for slots in (_without(row, fixed) for row in (_slots_of(examples) if rows is None else rows)):
         context = _context(slots)
         for slot in slots:
             if slot.span is not None:
-                values.setdefault(_key(context, slot.path), set()).add(slot.value)
-    made = SlotValues({key: sorted(found) for key, found in values.items()})
+                by_key = values.setdefault(_place(slot.path), {})
+                by_key.setdefault(_key(context, slot.path), set()).add(slot.value)
+    made = SlotValues()
+    for by_key in values.values():
+        for keys, found in _of_one_kind(by_key):
+            made.update(dict.fromkeys(keys, sorted(found)))
     made.fixed = fixed
     return made
+
+
+def _of_one_kind(by_key: Mapping[str, set[str]]) -> Iterator[tuple[list[str], set[str]]]:
+    """Keys whose values are of one kind, as those that they have in common say, and all of their values."""
+    kinds: dict[str, tuple[list[str], set[str]]] = {}
+    kinds_of: dict[str, set[str]] = {}
+    # The largest first, so that each is compared with at least as many values as it has.
+    for key in sorted(by_key, key=lambda key: (-len(by_key[key]), key)):
+        mine = by_key[key]
+        common = Counter(kind for value in mine for kind in kinds_of.get(value, ()))
+        enough = max(_FEWEST_IN_COMMON, _SHARE_IN_COMMON * len(mine))
+        keys, values = [key], set(mine)
+        for kind in sorted(kind for kind, count in common.items() if count >= enough):
+            other_keys, others = kinds.pop(kind)
+            keys, values = other_keys + keys, values | others
+            for value in others:
+                kinds_of[value].remove(kind)
+        kinds[key] = keys, values
+        for value in values:
+            kinds_of.setdefault(value, set()).add(key)
+    yield from kinds.values()
 
 
 def swap_slot_values(example: Example, values_by_key: Mapping[str, Sequence[str]], generator: random.Random) -> Example:
