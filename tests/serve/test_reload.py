@@ -77,6 +77,21 @@ def test_new_limits_origins_and_keys_hold_for_the_next_request() -> None:
         assert answer[0].text.endswith("data: [DONE]\n\n"), "it began under the old key and the old time"
 
 
+def test_gates_that_were_not_needed_stand_once_they_are() -> None:
+    with guarded(ServeSettings(port=0)) as server:
+        foreign = {"Host": "evil.example"}
+        assert server.chat().status_code == 200
+        assert server.chat(headers=foreign).json()["error"]["code"] == "host_not_allowed"
+        reload(
+            server.guards, None,
+            lambda: ServeSettings(port=0, api_key="new", rates=RateSettings(address_requests_per_minute=3)),
+        )  # fmt: skip
+        assert server.chat().status_code == 401
+        assert server.chat(key="new", headers=foreign).status_code == 200, "now the key tells who is there"
+        assert server.chat(key="wrong").status_code == 401
+        assert server.chat(key="new").status_code == 429
+
+
 def test_settings_that_are_wrong_change_nothing(tmp_path: Path) -> None:
     with guarded(ServeSettings(port=0, api_key="k")) as server:
 

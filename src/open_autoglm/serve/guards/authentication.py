@@ -188,7 +188,7 @@ def authorized(ring: KeyRing, authorization: Sequence[bytes], path: str) -> Call
 class KeyGate:
     """ASGI middleware that asks for `Authorization: Bearer KEY` and puts the caller into the request's state."""
 
-    def __init__(self, app: ASGIApp, ring: Callable[[], KeyRing]) -> None:
+    def __init__(self, app: ASGIApp, ring: KeyRing) -> None:
         self._app, self._ring = app, ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -196,13 +196,12 @@ class KeyGate:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        ring = self._ring()
-        if ring.is_open or is_public(scope) or scope.get("state", {}).get(_SIGNED) is True:
+        if is_public(scope) or scope.get("state", {}).get(_SIGNED) is True:
             await self._app(scope, receive, send)
             return
         try:
             sent = [value for name, value in scope["headers"] if name == b"authorization"]
-            caller = authorized(ring, sent, CHAT_ROUTE if is_of_protocol(scope) else scope["path"])
+            caller = authorized(self._ring, sent, CHAT_ROUTE if is_of_protocol(scope) else scope["path"])
         except HttpError as fault:
             await error_response(fault)(scope, receive, send)
             return

@@ -7,7 +7,6 @@ import base64
 import hashlib
 import ipaddress
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import Final
@@ -54,16 +53,15 @@ class HostGate:
     sends its `Origin`.
     """
 
-    def __init__(self, app: ASGIApp, policy: Callable[[], BrowserPolicy]) -> None:
-        self._app, self._policy = app, policy
+    def __init__(self, app: ASGIApp, hosts: frozenset[str], origins: tuple[str, ...]) -> None:
+        self._app, self._hosts, self._origins = app, hosts, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 403, or pass the request on."""
-        hosts = self._policy().hosts
-        if scope["type"] == "http" and hosts is not None:
+        if scope["type"] == "http":
             sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
             host = host_of(sent[0]) if len(sent) == 1 else None
-            if host is None or host not in hosts:
+            if host is None or host not in self._hosts:
                 fault = HttpError(
                     403,
                     f"this server is not called {sent[0][:100] if sent else 'nothing'!r}: it takes no key, so it "
@@ -83,11 +81,10 @@ class HostGate:
         await self._app(scope, receive, send)
 
     def _is_own(self, scope: Scope, host: str) -> bool:
-        allowed = self._policy().origins
         for name, value in scope["headers"]:
             if name == b"origin":
                 origin = value.decode("latin-1")
-                if origin.partition("://")[2].lower() != host.lower() and not {origin, "*"} & set(allowed):
+                if origin.partition("://")[2].lower() != host.lower() and not {origin, "*"} & set(self._origins):
                     return False
         return True
 
@@ -113,27 +110,22 @@ class CorsGate:
     OPTIONS request goes on, to the keys.
     """
 
-    def __init__(self, app: ASGIApp, policy: Callable[[], BrowserPolicy]) -> None:
-        self._app, self._policy = app, policy
-        self._made_for: BrowserPolicy | None = None
-        self._cors: CORSMiddleware | None = None
+    def __init__(self, app: ASGIApp, policy: BrowserPolicy) -> None:
+        self._app = app
+        self._cors = CORSMiddleware(
+            app,
+            allow_origins=policy.origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            allow_credentials=policy.credentials,
+            expose_headers=_EXPOSED,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a preflight, or pass the request on and mark its answer."""
-        policy = self._policy()
-        if scope["type"] != "http" or not policy.origins:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._cors is None or self._made_for != policy:
-            self._made_for = policy
-            self._cors = CORSMiddleware(
-                self._app,
-                allow_origins=policy.origins,
-                allow_methods=("GET", "POST"),
-                allow_headers=("*",),
-                allow_credentials=policy.credentials,
-                expose_headers=_EXPOSED,
-            )
         origin = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"), "")
         is_ours = self._cors.is_allowed_origin(origin)
         await (self._cors if is_ours else self._app)(scope, receive, send)

@@ -43,16 +43,13 @@ class CacheGate:
     fault has another status, or no end, and is never kept.
     """
 
-    def __init__(
-        self, app: ASGIApp, cache: Callable[[], ResponseCache | None], identify: IdentifyModel, max_body: int
-    ) -> None:
+    def __init__(self, app: ASGIApp, cache: ResponseCache, identify: IdentifyModel, max_body: int) -> None:
         self._app, self._cache, self._identify, self._max_body = app, cache, identify, max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer from the cache, or pass the request on."""
-        cache = self._cache()
-        is_ours = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in CACHED_ROUTES
-        if cache is None or not is_ours:
+        cache = self._cache
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in CACHED_ROUTES:
             await self._app(scope, receive, send)
             return
         try:

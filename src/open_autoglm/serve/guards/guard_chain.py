@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from open_autoglm.serve.guards.browser_guard import BrowserPolicy, CorsGate, Hos
 from open_autoglm.serve.guards.cache_gate import CacheGate, IdentifyModel, ModelIdentity
 from open_autoglm.serve.guards.client_address import networks
 from open_autoglm.serve.guards.daily_usage import DailyUsage
-from open_autoglm.serve.guards.guard_settings import MEMORY_CACHE, CacheSettings, ConnectionSettings
+from open_autoglm.serve.guards.guard_settings import MEMORY_CACHE, CacheSettings
 from open_autoglm.serve.guards.rate_gate import AddressGate, RateGate, RatePolicy
 from open_autoglm.serve.guards.rate_limits import RateLimiter
 from open_autoglm.serve.guards.redis_cache import RedisCache
@@ -107,20 +108,12 @@ class Guards:
         return changed, waiting
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """The application behind all guards; a request meets them from the last line up."""
-        app = self.around_answers(app)
-        app = KeyGate(app, lambda: self._policy.ring)
-        app = AddressGate(app, self._limiter, lambda: self._policy.rates)
-        app = RequestTimeout(app, self._connections)
-        app = CorsGate(app, lambda: self._policy.browsers)
-        app = HostGate(app, lambda: self._policy.browsers)
-        app = SecurityHeaders(app)
-        return HeaderLimits(app, self._connections)
+        """The application behind all guards."""
+        return self._put_up(app, self._all_gates)
 
     def around_answers(self, app: ASGIApp) -> ASGIApp:
         """The application behind the guards that look at what models are asked: the caller's limits, and the cache."""
-        app = CacheGate(app, lambda: self._cache, self._identify, self.settings.max_body)
-        return RateGate(app, self._limiter, lambda: self._policy.rates)
+        return self._put_up(app, self._answer_gates)
 
     def tick(self) -> None:
         """Keep what keys used today, now and then, beside the event loop."""
@@ -133,8 +126,40 @@ class Guards:
         if self._cache is not None:
             await self._cache.close()
 
-    def _connections(self) -> ConnectionSettings:
-        return self._policy.settings.connections
+    def _put_up(self, app: ASGIApp, gates: Callable[[ASGIApp, _Policy], ASGIApp]) -> ASGIApp:
+        """The application behind the gates of the moment's policy, which stand anew when it changes."""
+        standing: tuple[_Policy, ASGIApp] | None = None
+
+        def guarded(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+            nonlocal standing
+            policy = self._policy
+            if standing is None or standing[0] is not policy:
+                standing = policy, gates(app, policy)
+            return standing[1](scope, receive, send)
+
+        return guarded
+
+    def _all_gates(self, app: ASGIApp, policy: _Policy) -> ASGIApp:
+        """Those that the policy needs, as each costs every request time; a request meets them from the last line up."""
+        app = self._answer_gates(app, policy)
+        if not policy.ring.is_open:
+            app = KeyGate(app, policy.ring)
+        if policy.rates.rates.address_requests_per_minute is not None:
+            app = AddressGate(app, self._limiter, policy.rates)
+        app = RequestTimeout(app, policy.settings.connections.request_timeout)
+        if policy.browsers.origins:
+            app = CorsGate(app, policy.browsers)
+        if policy.browsers.hosts is not None:
+            app = HostGate(app, policy.browsers.hosts, policy.browsers.origins)
+        app = SecurityHeaders(app)
+        return HeaderLimits(app, policy.settings.connections)
+
+    def _answer_gates(self, app: ASGIApp, policy: _Policy) -> ASGIApp:
+        if self._cache is not None:
+            app = CacheGate(app, self._cache, self._identify, policy.settings.max_body)
+        if policy.ring.is_open and policy.rates.rates.address_tokens_per_minute is None:  # then no limit can hold
+            return app
+        return RateGate(app, self._limiter, policy.rates)
 
 
 class _GuardChain:

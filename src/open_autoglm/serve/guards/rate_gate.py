@@ -37,13 +37,13 @@ class RatePolicy:
 class AddressGate:
     """ASGI middleware that counts the requests of each address, also those that will be refused for their key."""
 
-    def __init__(self, app: ASGIApp, limiter: RateLimiter, policy: Callable[[], RatePolicy]) -> None:
+    def __init__(self, app: ASGIApp, limiter: RateLimiter, policy: RatePolicy) -> None:
         self._app, self._limiter, self._policy = app, limiter, policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 429, or pass the request on."""
-        policy = self._policy()
-        if scope["type"] == "http" and policy.rates.address_requests_per_minute is not None and not is_public(scope):
+        policy = self._policy
+        if scope["type"] == "http" and not is_public(scope):
             try:
                 self._limiter.admit_address(client_address(scope, policy.trusted), policy.rates)
             except OpenAutoGLMError as error:
@@ -61,7 +61,7 @@ class RateGate:
     through a gate of its own with its tokens.
     """
 
-    def __init__(self, app: ASGIApp, limiter: RateLimiter, policy: Callable[[], RatePolicy]) -> None:
+    def __init__(self, app: ASGIApp, limiter: RateLimiter, policy: RatePolicy) -> None:
         self._app, self._limiter, self._policy = app, limiter, policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +69,7 @@ class RateGate:
         if scope["type"] != "http" or is_public(scope):
             await self._app(scope, receive, send)
             return
-        policy, caller = self._policy(), caller_of(scope)
+        policy, caller = self._policy, caller_of(scope)
         state: dict[str, Any] = scope.setdefault("state", {})
         try:
             admission = take_admission(scope) or self._admit(scope, caller, policy)

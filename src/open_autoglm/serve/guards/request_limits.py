@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -59,14 +59,14 @@ def header_size_fault(limits: ConnectionSettings) -> HttpError:
 class HeaderLimits:
     """ASGI middleware that refuses headers and URLs beyond the limits, and lengths that are said twice."""
 
-    def __init__(self, app: ASGIApp, limits: Callable[[], ConnectionSettings]) -> None:
+    def __init__(self, app: ASGIApp, limits: ConnectionSettings) -> None:
         self._app, self._limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 400, 414 or 431, or pass the request on."""
         if scope["type"] == "http":
             url = scope.get("raw_path", b"") + b"?" + scope.get("query_string", b"")
-            fault = header_fault(scope["headers"], url, self._limits())
+            fault = header_fault(scope["headers"], url, self._limits)
             if fault is None and scope["http_version"] == "1.1" and not _has_host(scope):
                 fault = HttpError(400, "a request has a Host header")
             if fault is not None:
@@ -82,15 +82,15 @@ class RequestTimeout:
     What works on the request is cancelled, as when the client goes away.
     """
 
-    def __init__(self, app: ASGIApp, limits: Callable[[], ConnectionSettings]) -> None:
-        self._app, self._limits = app, limits
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self._app, self._seconds = app, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, for a time."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        seconds = self._limits().request_timeout
+        seconds = self._seconds
         started = streaming = ended = False
 
         async def watched(message: Message) -> None:
