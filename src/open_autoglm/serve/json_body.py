@@ -6,13 +6,24 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NoReturn
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from open_autoglm.errors import RequestError
 from open_autoglm.serve.error_shape import HttpError
 
 MAX_DEPTH: Final = 128
 """Objects and lists within each other."""
+
+
+class _NotANumberError(Exception):
+    """A name of JavaScript's that Python takes for a number."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _NotANumberError(name)
+
+
+_decode: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode  # `json.loads` would make one for each body
 
 
 async def read_json_object(request: Request, max_body: int) -> dict[str, Any]:
@@ -30,11 +41,10 @@ def json_object(body: bytes, what: str = "the body", parameter: str | None = Non
     Raises RequestError as `read_json_object` does.
     """
 
-    def refuse_constant(name: str) -> NoReturn:
-        raise RequestError(f"{what} has the number {name}, which is not JSON", parameter)
-
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=refuse_constant)
+        value = _decode(body.decode("utf-8"))
+    except _NotANumberError as error:
+        raise RequestError(f"{what} has the number {error}, which is not JSON", parameter) from None
     except UnicodeDecodeError as error:
         raise RequestError(f"{what} is not UTF-8 text (byte {error.start})", parameter) from None
     except RecursionError:
@@ -47,7 +57,8 @@ def json_object(body: bytes, what: str = "the body", parameter: str | None = Non
         raise RequestError(f"{what} has a number with too many digits", parameter) from None
     if not isinstance(value, dict):
         raise RequestError(f"{what} must be a JSON object", parameter)
-    _check_depth(value, what, parameter)
+    if body.count(b"{") + body.count(b"[") >= MAX_DEPTH:  # else it cannot be nested so deep
+        _check_depth(value, what, parameter)
     if b"\\u" in body:
         for name, inner in value.items():
             _check_surrogates(name if parameter is None else parameter, {name: inner})
@@ -56,17 +67,22 @@ def json_object(body: bytes, what: str = "the body", parameter: str | None = Non
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body. Raises HttpError 413 for one of more than `limit` bytes."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and len(announced) < 20 and int(announced) > limit:
-        raise _too_large(limit)
+    for name, announced in request.scope["headers"]:
+        if name == b"content-length" and announced.isdigit() and len(announced) < 20 and int(announced) > limit:
+            raise _too_large(limit)
+    receive, body, more = request.receive, b"", True
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body, more = message.get("body", b""), message.get("more_body", False)
+        size += len(body)
         if size > limit:
             raise _too_large(limit)
-        parts.append(part)
-    return b"".join(parts)
+        parts.append(body)
+    return body if len(parts) == 1 else b"".join(parts)
 
 
 def _too_large(limit: int) -> HttpError:

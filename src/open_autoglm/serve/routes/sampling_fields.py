@@ -101,7 +101,8 @@ class SamplingFields(RequestModel):
             params["max_tokens"] = max_tokens
         if logprobs is not None:
             params["logprobs"] = logprobs
-        SamplingParams(**params)
+        if not _CHECKED_FURTHER.isdisjoint(params):
+            SamplingParams(**params)
         return params
 
     def guides(self) -> dict[str, Any]:
@@ -119,3 +120,5 @@ _SAMPLING: Final = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "presence_penalty"),
     *("frequency_penalty", "repetition_penalty", "logit_bias"),
 )
+_CHECKED_FURTHER: Final = frozenset(("stop", "logit_bias"))
+"""Fields of whose values `SamplingParams` takes fewer than the model here, which checks all others by itself."""
