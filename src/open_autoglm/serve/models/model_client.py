@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -172,11 +172,10 @@ class OneModel:
             raise model_not_found(name, [own])
         return own
 
-    @asynccontextmanager
-    async def use(self, name: str | None) -> AsyncIterator[ModelClient]:
+    def use(self, name: str | None) -> AbstractAsyncContextManager[ModelClient]:
         """The one model."""
         self.resolve(name)
-        yield self._model
+        return nullcontext(self._model)
 
     def statuses(self) -> list[ModelStatus]:
         """The one model with its state."""

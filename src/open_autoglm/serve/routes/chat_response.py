@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +31,7 @@ class ChatResponseWriter:
     ) -> None:
         self._logprobs, self._with_usage, self._num_choices = logprobs, with_usage, num_choices
         self._head = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "id": f"chatcmpl-{secrets.token_hex(16)}",
             "created": int(time.time()),
             "model": model,
             **(echoed or {}),

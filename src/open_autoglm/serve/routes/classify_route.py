@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Annotated, Final
 
@@ -66,7 +66,7 @@ class ClassifyRoute:
             for index, row in enumerate(reply.probabilities)
         ]
         body = {
-            "id": f"classify-{uuid.uuid4().hex}",
+            "id": f"classify-{secrets.token_hex(16)}",
             "object": "list",
             "created": int(time.time()),
             "model": name,

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +33,7 @@ class CompletionResponseWriter:
         self._echoes, self._num_choices, self._num_made = echoes, num_choices, num_made
         self._logprobs, self._with_usage = logprobs, with_usage
         self._head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
+            "id": f"cmpl-{secrets.token_hex(16)}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": model,
