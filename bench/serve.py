@@ -6,7 +6,7 @@
 Everything in under 12 minutes on two cores:
 
 * `share`: 32 streams through the server and through `LLM.chat` in turns (`serve_streams.py`): the share of the engine's
-  tokens/s, and what the server adds to the first token.
+  tokens/s, of all and of those generated while all streams run, and what the server adds to the first token.
 * `load`: closed loops of 10, 500 and 5,000 users who ask again at once (with 5,000, twenty seconds pass before anything
   counts), and open loops whose requests come at random at half and at four fifths of the rate that the closed loops
   reached. On the bundle, whose answers are guided, and on a random checkpoint of `--shape`: 32 tokens for 16.
@@ -267,10 +267,11 @@ def _who(item: dict[str, Any]) -> str:
 def _show(record: dict[str, Any]) -> str:
     parts: list[str] = []
     for name, share in record.get("share", {}).items():
-        whole, added = share["share_of_engine"], share["added_to_first_token_ms"]
+        whole, steady, added = (share[key] for key in ("share_of_engine", "steady_share", "added_to_first_token_ms"))
         parts.append(
             f"{name}, 32 streams: {whole['median']:.3f} of the engine's tokens/s (best {whole['best']:.3f}, worst "
-            f"{whole['worst']:.3f}); {added['median']:.2f} ms added to the first token (best {added['best']:.2f})"
+            f"{whole['worst']:.3f}), {steady['median']:.3f} while all of them run; "
+            f"{added['median']:.2f} ms added to the first token (best {added['best']:.2f})"
         )
     rows: dict[str, list[str]] = {}
     for name, items in record.get("load", {}).items():

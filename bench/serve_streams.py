@@ -6,8 +6,9 @@ python bench/serve_streams.py MODEL --quantize int8
 The same prompts go through `LLM.chat` in a process of its own and through `open-autoglm serve` over raw sockets, in
 turns. The client only counts bytes, so that it takes next to nothing: its processor seconds are in the record beside
 those of the server's process and of the engine's, from /proc, which tell more than the clock where a machine does other
-things too. The share is by the clock, of the whole of it: requests that come in one after the other, all their tokens,
-the last event; the engine alone gets all prompts at once, before its first step.
+things too. `share_of_engine` is by the clock, of the whole of it: requests that come in one after the other, all their
+tokens, the last event; the engine alone gets all prompts at once, before its first step. `steady_share` counts on both
+sides only what is generated while all streams run, so what lies between the two is how the answers begin and end.
 The first token is timed of requests that come one at a time, a few milliseconds after the one before, here and there: a
 processor that has had nothing to do for that long takes two to four times as long for the same few steps.
 Writes bench/results/serve_streams_NAME.json.
@@ -34,9 +35,21 @@ from open_autoglm.storage import write_json
 
 _PAUSE_SECONDS = 0.005
 
+_EVENT = re.compile(rb'"content":("(?:[^"\\\\]|\\\\.)*")')
+
+_Read = list[tuple[float, bytes]]
+"""What came on a connection, and when."""
+
 _ENGINE = """
 import json, sys, time
 from open_autoglm import LLM
+from open_autoglm.engine.engine import Engine
+steps = []
+def noted(self, step=Engine.step):
+    deltas = step(self)
+    steps.append((time.perf_counter(), len(deltas)))
+    return deltas
+Engine.step = noted
 llm = LLM(sys.argv[1], **json.loads(sys.argv[2]))
 streams, tokens = int(sys.argv[3]), int(sys.argv[4])
 prompts = [f"{index} hello, how are you today?" for index in range(streams)]
@@ -48,11 +61,14 @@ for index in range(60):
     began = time.perf_counter()
     llm.chat([f"{index} what is it?"], **{**options, "max_tokens": 1})
     firsts.append(time.perf_counter() - began)
+steps.clear()
 began, cpu = time.perf_counter(), time.process_time()
 done = llm.chat(prompts, **options)
 seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
 count = sum(len(item.token_ids) for item in done)
-print(json.dumps({"tokens": count, "seconds": seconds, "cpu": cpu, "first": sorted(firsts)[len(firsts) // 2]}))
+full = [moment for moment, number in steps if number == streams]
+found = {"tokens": count, "seconds": seconds, "cpu": cpu, "first": sorted(firsts)[len(firsts) // 2]}
+print(json.dumps({**found, "steady_tokens_per_s": streams * (len(full) - 1) / (full[-1] - full[0])}))
 """
 
 
@@ -71,8 +87,9 @@ def main() -> None:
     }
     if arguments.write:
         write_json(RESULTS / f"serve_streams_{arguments.name or arguments.model.resolve().name}.json", record)
-    share, added = found["share_of_engine"], found["added_to_first_token_ms"]
-    print(f"share of the engine's tokens/s: median {share['median']:.3f}, best {share['best']:.3f}")
+    added = found["added_to_first_token_ms"]
+    for what, share in (("", found["share_of_engine"]), (" while all streams run", found["steady_share"])):
+        print(f"share of the engine's tokens/s{what}: median {share['median']:.3f}, best {share['best']:.3f}")
     print(f"added to the first token: median {added['median']:.2f} ms, best {added['best']:.2f} ms")
 
 
@@ -86,13 +103,17 @@ def measure_share(
         served = _served(model, options, streams, tokens, in_process=in_process)
         found.append({"engine": own, "server": served})
         print(_line(own, served), file=sys.stderr, flush=True)
-    shares = [item["server"]["tokens_per_s"] / item["engine"]["tokens_per_s"] for item in found]
+    whole, steady = (
+        [item["server"][name] / item["engine"][name] for item in found]
+        for name in ("tokens_per_s", "steady_tokens_per_s")
+    )
     added = [1e3 * (item["server"]["first"] - item["engine"]["first"]) for item in found]
     return {
         "streams": streams,
         "tokens_per_stream": tokens,
         "settings": options,
-        "share_of_engine": {"median": statistics.median(shares), "best": max(shares), "worst": min(shares)},
+        "share_of_engine": {"median": statistics.median(whole), "best": max(whole), "worst": min(whole)},
+        "steady_share": {"median": statistics.median(steady), "best": max(steady), "worst": min(steady)},
         "added_to_first_token_ms": {"median": statistics.median(added), "best": min(added), "worst": max(added)},
         "rounds": found,
     }
@@ -131,17 +152,19 @@ def _served(model: Path, options: dict[str, Any], streams: int, tokens: int, *, 
             assert found
             port = int(found[1])
             pids = [server.pid, *_children(server.pid)]
-            _ask(port, 2, 8)
+            _ask(port, streams, 8)  # the prompts' beginnings are known from now on, as to the engine alone
             firsts = [_first(port, f"{index} what is it?") for index in range(60)]
             before = [_cpu(pid) for pid in pids]
             began, own = time.perf_counter(), time.process_time()
-            total = _ask(port, streams, tokens)
+            read = _ask(port, streams, tokens)
             seconds, own = time.perf_counter() - began, time.process_time() - own
             cpu = [_cpu(pid) - start for pid, start in zip(pids, before, strict=True)]
+            total = sum(map(_tokens_of, read))
             return {
                 "tokens": total,
                 "seconds": seconds,
                 "tokens_per_s": total / seconds,
+                "steady_tokens_per_s": _steady(read),
                 "cpu_server": cpu[0],
                 "cpu_engine": sum(cpu[1:]),
                 "cpu_client": own,
@@ -170,30 +193,60 @@ def _request(content: str, tokens: int, *, stream: bool = True) -> bytes:
     )
 
 
-def _ask(port: int, streams: int, tokens: int) -> int:
-    """Read so many streams at once. Returns the tokens of all answers."""
-    total = 0
+def _ask(port: int, streams: int, tokens: int) -> list[_Read]:
+    """Read so many streams at once."""
+    found: list[_Read] = []
     with selectors.DefaultSelector() as selector:
         for index in range(streams):
             connection = socket.create_connection(("127.0.0.1", port))
             connection.sendall(_request(f"{index} hello, how are you today?", tokens))
-            selector.register(connection, selectors.EVENT_READ, bytearray())
+            found.append([])
+            selector.register(connection, selectors.EVENT_READ, found[-1])
         while selector.get_map():
             for key, _ in selector.select():
-                connection, tail = key.fileobj, key.data
+                connection, read = key.fileobj, key.data
                 assert isinstance(connection, socket.socket)
                 data = connection.recv(262144)
-                tail += data
-                if not data or b"data: [DONE]" in tail:
-                    found = re.findall(rb'"completion_tokens": ?(\d+)', tail)
-                    assert found, bytes(tail[-300:])
-                    total += int(found[-1])
+                read.append((time.perf_counter(), data))
+                if not data or b"[DONE]" in b"".join([part for _, part in read[-2:]]):
                     selector.unregister(connection)
                     connection.close()
-                else:
-                    del tail[:-2048]
             time.sleep(0.005)  # what comes meanwhile is read at once
-    return total
+    return found
+
+
+def _tokens_of(read: _Read) -> int:
+    found = re.findall(rb'"completion_tokens": ?(\d+)', b"".join([data for _, data in read]))
+    assert found, read[-1]
+    return int(found[-1])
+
+
+def _steady(streams: list[_Read]) -> float:
+    """Tokens a second while all streams ran: of each, from its first event in that time to its last one.
+
+    Events do not say how many tokens they bring; their share of the answer's characters tells it well enough.
+    """
+    events = [_events(read) for read in streams]
+    begin, end = max(item[0][0] for item in events), min(item[-1][0] for item in events)
+    rate = 0.0
+    for read, item in zip(streams, events, strict=True):
+        inside = [(moment, size) for moment, size in item if begin <= moment <= end]
+        if len(inside) > 1:
+            size = sum(size for _, size in inside[1:]) / sum(size for _, size in item)
+            rate += _tokens_of(read) * size / (inside[-1][0] - inside[0][0])
+    return rate
+
+
+def _events(read: _Read) -> list[tuple[float, int]]:
+    """When each event with content came, and its characters."""
+    found: list[tuple[float, int]] = []
+    rest = b""
+    for moment, data in read:
+        *whole, rest = (rest + data).split(b"\n\n")
+        size = sum(len(json.loads(text)) for event in whole for text in _EVENT.findall(event))
+        if size:
+            found.append((moment, size))
+    return found
 
 
 def _first(port: int, content: str) -> float:
@@ -229,7 +282,9 @@ def _memory(pid: int) -> dict[str, float]:
 def _line(own: dict[str, Any], served: dict[str, Any]) -> str:
     return (
         f"engine {own['tokens_per_s']:.0f} tokens/s ({own['cpu']:.2f} cpu s, first {own['first'] * 1e3:.2f} ms); "
-        f"server {served['tokens_per_s']:.0f} tokens/s ({served['cpu_engine']:.2f} + {served['cpu_server']:.2f} cpu s, "
+        f"server {served['tokens_per_s']:.0f} tokens/s, {served['steady_tokens_per_s']:.0f} of "
+        f"{own['steady_tokens_per_s']:.0f} while all run "
+        f"({served['cpu_engine']:.2f} + {served['cpu_server']:.2f} cpu s, "
         f"client {served['cpu_client']:.2f}, "
         f"first {served['first'] * 1e3:.2f} ms, best {served['first_best'] * 1e3:.2f}); "
         + ", ".join(f"{kind['Pss']:.0f} MB PSS ({kind['Pss_File']:.0f} file)" for kind in served["memory"].values())
