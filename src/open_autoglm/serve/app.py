@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.serve.error_shape import HttpError, install_error_handlers
@@ -35,6 +39,19 @@ if TYPE_CHECKING:
     from open_autoglm.serve.grpc.grpc_server import GrpcServer
     from open_autoglm.serve.pipelines.pipeline_desk import PipelineDesk
     from open_autoglm.serve.protocols.protocol_plugins import Protocols
+
+
+class _Streaming:
+    """A route's function without what Starlette puts around one: it would catch again what the application catches
+    anyway, and each event of a stream would pass through it."""
+
+    def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        response = await self._answer(Request(scope, receive))
+        await response(scope, receive, send)
 
 
 def create_app(llm: LLM, settings: ServeSettings) -> Starlette:
@@ -87,8 +104,9 @@ def create_app_of(
     app.add_middleware(WatchGate, watch=watch, routes=lambda: app.routes)  # around the guards
     beside = app.state.grpc = None if settings.grpc_port is None else _grpc_server(models, guards, watch, tls)
     chat = ChatRoute(models, settings)
-    app.add_route("/v1/chat/completions", chat.answer, methods=["POST"])
-    app.add_route("/v1/completions", CompletionRoute(models, settings).answer, methods=["POST"])
+    completion = CompletionRoute(models, settings)
+    for path, route in (("/v1/chat/completions", chat), ("/v1/completions", completion)):
+        app.router.routes.append(Route(path, _Streaming(route.answer), methods=["POST"]))
     app.add_route("/v1/embeddings", EmbeddingRoute(models, settings).answer, methods=["POST"])
     app.add_route("/v1/classify", ClassifyRoute(models, settings).answer, methods=["POST"])
     app.add_route("/tokenize", TokenizeRoutes(models, settings).tokenize, methods=["POST"])

@@ -51,10 +51,10 @@ class RequestModel(BaseModel):
     @classmethod
     def parse(cls, body: Mapping[str, Any]) -> Self:
         """Check a JSON body. Raises RequestError that names the first field at fault; none is ever dropped."""
+        given = dict(body)
         for name, advice in cls.not_supported.items():
-            if name in body and body[name] is not None:
+            if given.pop(name, None) is not None:
                 raise RequestError(f"{name} is not supported by this server; {advice}", name)
-        given = {name: value for name, value in body.items() if name not in cls.not_supported}
         try:
             return cls.model_validate(given)
         except Invalid as error:
