@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from open_autoglm.progress import ProgressBar
-from open_autoglm.search.plan import Plan, format_seconds
+from open_autoglm.search.plan import TEACHER_SHARE, Plan, format_seconds
 from open_autoglm.search.trial import Rung, TrialRecord
 
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
@@ -34,7 +34,12 @@ def show_plan(plan: Plan, *, budget: float, spent: float, gflops: float) -> None
             else []
         ),
         ("search", search, f"at most {plan.trials} {'trial' if plan.trials == 1 else 'trials'}{at_a_time}"),
-        ("training", training, "the best trial goes on while its learning rate falls; gets what the search leaves"),
+        (
+            "training",
+            training,
+            "the best trial goes on while its learning rate falls; gets what the search leaves"
+            + (f"; {plan.teachers} teachers first, {TEACHER_SHARE:.0%} each" if plan.teachers else ""),
+        ),
         ("finish", plan.finish_seconds, "scores, int8, bundle"),
     ]
     console = Console(stderr=True)
