@@ -41,17 +41,6 @@ def test_a_short_budget_is_not_spent_on_comparing() -> None:
     assert plan_by_time(budget=3600, elapsed=10, trials=None, **MACHINE).trials >= 3
 
 
-def test_teachers_are_trained_where_the_data_would_be_seen_too_often() -> None:
-    asked = {**MACHINE, "trials": None, "elapsed": 10.0, "learns_from_teachers": True}
-    for budget, teachers in ((600, 0), (900, 2)):  # 7.3 and 11.3 times
-        plan = plan_by_time(budget=budget, **asked)
-        seen = plan.train_seconds * MACHINE["flops_per_second"] / MACHINE["epoch_flops"]
-        assert (seen >= 8) == (teachers > 0)
-        assert plan.teachers == teachers
-        assert Plan.from_dict(plan.to_dict()) == plan
-    assert plan_by_time(budget=900, **{**asked, "learns_from_teachers": False}).teachers == 0
-
-
 def test_a_budget_too_small_names_one_that_would_do() -> None:
     with pytest.raises(BudgetError) as caught:
         plan_by_time(budget=40, elapsed=30, trials=None, **MACHINE)

@@ -227,7 +227,6 @@ class _Trials:
             epoch_flops=per_token * work.summary["tokens"],
             trials=work.settings["trials"],
             threads=threads,
-            learns_from_teachers=work.learns_from_teachers,
         )
         plan = divide(parallel=parallel, parallel_flops_per_second=each)
         if parallel > 1 and plan.trials == 1 and work.settings.get("parallel_trials") is None:

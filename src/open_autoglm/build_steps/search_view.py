@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from open_autoglm.progress import ProgressBar
-from open_autoglm.search.plan import TEACHER_SHARE, Plan, format_seconds
+from open_autoglm.search.plan import Plan, format_seconds
 from open_autoglm.search.trial import Rung, TrialRecord
 
 _SPARKS: Final = "▁▂▃▄▅▆▇█"
@@ -25,7 +25,6 @@ _CURVE: Final = 24
 def show_plan(plan: Plan, *, budget: float, spent: float, gflops: float) -> None:
     """Say what the budget will be spent on: a table on a terminal, a line elsewhere."""
     search, training = plan.search_seconds or 0.0, plan.train_seconds or 0.0
-    teaching = f"{plan.teachers} teachers first, {TEACHER_SHARE:.0%} each" if plan.teachers else ""
     at_a_time = f", {plan.parallel} at a time" if plan.parallel > 1 else ""
     rows = [
         ("data, baselines, measuring", spent, "done"),
@@ -35,20 +34,14 @@ def show_plan(plan: Plan, *, budget: float, spent: float, gflops: float) -> None
             else []
         ),
         ("search", search, f"at most {plan.trials} {'trial' if plan.trials == 1 else 'trials'}{at_a_time}"),
-        (
-            "training",
-            training,
-            "the best trial goes on while its learning rate falls; gets what the search leaves"
-            + (teaching and f"; {teaching}"),
-        ),
+        ("training", training, "the best trial goes on while its learning rate falls; gets what the search leaves"),
         ("finish", plan.finish_seconds, "scores, int8, bundle"),
     ]
     console = Console(stderr=True)
     if not console.is_terminal:
         parts = "; ".join(f"{name} {seconds:.0f} s" for name, seconds, _ in rows)
-        details = "; ".join(filter(None, (rows[-3][2], teaching)))
         console.print(
-            f"plan for {format_seconds(budget)} at {gflops:.0f} GFLOP/s: {parts} ({details})",
+            f"plan for {format_seconds(budget)} at {gflops:.0f} GFLOP/s: {parts} ({rows[-3][2]})",
             highlight=False,
             markup=False,
             soft_wrap=True,

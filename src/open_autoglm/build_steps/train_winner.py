@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from open_autoglm.build_steps.timed_training import Course, train_to_the_end
 from open_autoglm.build_steps.workspace import (
     SCORE_EXAMPLES,
     Workspace,
@@ -22,20 +20,18 @@ from open_autoglm.evaluate import Evaluation
 from open_autoglm.models.adapter_files import write_adapter
 from open_autoglm.models.checkpoint import save_model
 from open_autoglm.models.config import ModelConfig
-from open_autoglm.models.glm import GlmForCausalLM
 from open_autoglm.pipeline import Packet, StageContext
-from open_autoglm.search.plan import TEACHER_SHARE, Plan
+from open_autoglm.progress import ProgressBar
+from open_autoglm.search.plan import Plan
 from open_autoglm.search.space import Candidate
-from open_autoglm.storage import replacing
+from open_autoglm.storage import read_json, replacing, write_json
 from open_autoglm.train.curves import CURVE_FILE
-from open_autoglm.train.distillation import Distillation, DistillationSettings
 from open_autoglm.train.gradient_workers import workers_for
 from open_autoglm.train.settings import TrainingSettings
-from open_autoglm.train.teachers import TeacherModels
-from open_autoglm.train.trainer import Trainer
+from open_autoglm.train.trainer import Schedule, Trainer
 
-_TAUGHT_SHARE: Final = 0.7
-"""What the mean of the teachers counts of the loss; the rest is what the data say."""
+_SEGMENTS: Final = 12
+_LEAST_STEPS: Final = 20
 
 
 def train_winner(packet: Packet, context: StageContext) -> Packet:
@@ -48,9 +44,6 @@ def train_winner(packet: Packet, context: StageContext) -> Packet:
     use_threads(plan.threads)
     folder = context.folder / "train"
     _take_over(context.folder / found["folder"], folder)
-    seconds = None if plan.train_seconds is None else _seconds_for_training(packet, time.monotonic() - started)
-    pace = float(found["trial_seconds"]) / int(found["steps"])
-    teachers, teaching_seconds = _train_teachers(work, candidate, plan, folder, seconds, pace, context)
     model = work.make_model(candidate)
     trainer = Trainer(
         model,
@@ -59,17 +52,10 @@ def train_winner(packet: Packet, context: StageContext) -> Packet:
         work.rung_valid,
         folder,
         events=True,
-        objective=_learning_from(teachers, work) if teachers else None,
         workers=workers_for(model, candidate.settings, plan.threads),
     )
-    course = Course(
-        plan.train_steps,
-        None if seconds is None else seconds - teaching_seconds,
-        start=int(found["steps"]),
-        start_seconds=float(found["trial_seconds"]),
-        seconds_per_step=pace,
-    )
-    train_to_the_end(trainer, course, "train", context.emit)
+    seconds = None if plan.train_seconds is None else _seconds_for_training(packet, time.monotonic() - started)
+    _run_to_the_end(trainer, seconds, plan, found, context)
     chosen, score = _choose_weights(trainer, work)
     trainer.record({f"valid_{name}": value for name, value in score.metrics.items()})
     adapter = work.adapter_of(candidate.settings)
@@ -87,58 +73,12 @@ def train_winner(packet: Packet, context: StageContext) -> Packet:
         "interval": score.interval,
         "curve": trainer.progress.curve,
         "restarts": trainer.progress.restarts,
-        "teachers": len(teachers),
         "adapter": None if adapter is None else adapter.to_dict(),
         "seconds": round(time.monotonic() - started, 2),
     }
     context.emit({"event": "training_finished", **{key: result[key] for key in ("steps", "tokens", "metrics")}})
     say(f"train: {work.prepared.task.metric} {score.value:.4f} on the validation split")
     return with_result(packet, "train", result)
-
-
-def _train_teachers(  # noqa: PLR0917
-    work: Workspace,
-    candidate: Candidate,
-    plan: Plan,
-    folder: Path,
-    seconds: float | None,
-    pace: float,
-    context: StageContext,
-) -> tuple[list[GlmForCausalLM], float]:
-    """The plan's teachers, alike but for their seeds, and the seconds that their training took. pace: seconds a step.
-
-    One that was trained before a kill is read back.
-    """
-    teachers: list[GlmForCausalLM] = []
-    spent = 0.0
-    for number in range(1, plan.teachers + 1):
-        settings = replace(candidate.settings, seed=candidate.settings.seed + number)
-        model = work.make_model(Candidate(candidate.config, settings))
-        trainer = Trainer(
-            model,
-            settings,
-            work.make_source(settings),
-            work.rung_valid,
-            folder / f"teacher-{number}",
-            workers=workers_for(model, settings, plan.threads),
-        )
-        course = Course(
-            None if plan.train_steps is None else round(TEACHER_SHARE * plan.train_steps),
-            None if seconds is None else TEACHER_SHARE * seconds,
-            seconds_per_step=pace,
-        )
-        name = f"teacher {number} of {plan.teachers}"
-        train_to_the_end(trainer, course, name, lambda event, name=name: context.emit({**event, "model": name}))
-        trainer.curves.close()
-        teachers.append(model.eval())
-        spent += trainer.progress.seconds
-    return teachers, spent
-
-
-def _learning_from(teachers: list[GlmForCausalLM], work: Workspace) -> Distillation:
-    vocabulary = work.tokenizer.get_vocab_size()
-    settings = DistillationSettings(share=_TAUGHT_SHARE, temperature=1.0)
-    return Distillation(TeacherModels(teachers, settings.temperature, vocabulary), settings, vocabulary)
 
 
 def _take_over(trial: Path, folder: Path) -> None:
@@ -175,3 +115,44 @@ def _seconds_for_training(packet: Packet, spent: float) -> float:
     before = payload["data"]["seconds"] + payload["search"]["seconds"] + spent
     planned = float(payload["search"]["plan"]["train_seconds"])
     return max(planned / 3, budget - before - float(payload["search"]["finish_seconds"]))
+
+
+def _run_to_the_end(
+    trainer: Trainer, seconds: float | None, plan: Plan, found: dict[str, Any], context: StageContext
+) -> None:
+    """Train in segments. By time, the end is set anew after each from the speed so far, and written down."""
+    path = trainer.folder / "schedule.json"
+    start = int(found["steps"])
+    if path.exists():
+        total = int(read_json(path)["total_steps"])
+    elif plan.train_steps is not None:
+        total = max(plan.train_steps, start + 1)
+    else:
+        speed = found["trial_seconds"] / start
+        total = start + max(_LEAST_STEPS, round((seconds or 0.0) / speed))
+    known_restarts = len(trainer.progress.restarts)
+    with ProgressBar("train", total - start) as bar:
+        while trainer.progress.step < total:
+            write_json(path, {"total_steps": total, "decay_from": start})
+            segment = max(1, (total - start) // _SEGMENTS)
+            schedule = Schedule(total_steps=total, decay_from=start)
+            trainer.run(
+                schedule,
+                lambda progress, loss: bar.update(progress.step - start, f"step {progress.step}, loss {loss:.3f}"),
+                until=trainer.progress.step + segment,
+            )
+            for restart in trainer.progress.restarts[known_restarts:]:
+                context.emit({"event": "training_restarted", **restart})
+                bar.say(
+                    f"train: {restart['reason']} at step {restart['failed_step']}; went on from step "
+                    f"{restart['continued_from']} with {restart['rate_scale']:.3g} of the learning rate"
+                )
+            known_restarts = len(trainer.progress.restarts)
+            row = trainer.progress.curve[-1]
+            context.emit({"event": "evaluated", **row})
+            spent = trainer.progress.seconds - found["trial_seconds"]
+            done = trainer.progress.step - start
+            if seconds is not None and done and spent > 0:
+                left = max(0.0, seconds - spent)
+                total = trainer.progress.step + round(left * done / spent)
+                bar.expect(total - start)

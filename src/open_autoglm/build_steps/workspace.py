@@ -148,12 +148,6 @@ class Workspace:
             attach_adapter(model, adapter, generator)
         return model
 
-    @property
-    def learns_from_teachers(self) -> bool:
-        """Whether a model answers better when it learns the mean of others beside the data: a classifier that begins
-        with nothing and sees its data often."""
-        return self.base is None and self.task.kind is TaskKind.CLASSIFICATION
-
     def adapter_of(self, settings: TrainingSettings) -> AdapterSettings | None:
         """The adapter that the settings name, or else the one that the user asked for."""
         if settings.adapter is not None:

@@ -26,13 +26,6 @@ _MAX_TRIALS: Final = 30
 _MIN_STEPS: Final = 40
 _MIN_EPOCHS: Final = 0.25
 _TRIAL_EPOCHS: Final = 0.5
-TEACHER_SHARE: Final = 0.2
-"""Of the time for training that one teacher gets."""
-
-_TEACHERS: Final = 2
-_TEACHING_EPOCHS: Final = 8.0
-"""A model that would see the data so often has more time than it needs, and begins to know them by heart."""
-
 _FINISH_SHARE: Final = 0.04
 _FINISH_SECONDS: Final = (12.0, 40.0)
 _SLACK_SHARE: Final = 0.012
@@ -50,8 +43,7 @@ class Plan:
     None when time is given. threads: of one model's training, those that were measured to be fastest; None for
     PyTorch's own choice. parallel: trials at a time, each with trial_threads. train_flops: what the winner's training
     computes. evolution_seconds: for the architectures, of the search's time. finish_seconds: kept back for compressing,
-    scoring and packaging, before that could be measured. teachers: models that are trained before the winner, each for
-    `TEACHER_SHARE` of its time, and whose mean it learns beside the data.
+    scoring and packaging, before that could be measured.
     """
 
     trials: int
@@ -66,7 +58,6 @@ class Plan:
     train_flops: float | None = None
     evolution_seconds: float = 0.0
     finish_seconds: float = 0.0
-    teachers: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""
@@ -129,13 +120,12 @@ def plan_by_time(
     parallel: int = 1,
     parallel_flops_per_second: float | None = None,
     evolution_seconds: float = 0.0,
-    learns_from_teachers: bool = False,
 ) -> Plan:
     """Divide what is left of `budget` seconds after `elapsed`.
 
     step_flops, epoch_flops: of the default candidate, for one step and for one pass over the data. parallel,
     parallel_flops_per_second: how many trials run at a time, and how fast each is then. evolution_seconds: wanted for
-    an evolution of architectures. learns_from_teachers: whether models of this task do, where there is time for it.
+    an evolution of architectures.
     A share is kept back for compressing, scoring and packaging. Where a trial would see less than half of the data,
     there is only one, and the winner is trained for all the time. Raises BudgetError, naming a budget that would do,
     when the winner would see less than a quarter of the data or forty steps.
@@ -171,9 +161,6 @@ def plan_by_time(
         train_flops=train_seconds * flops_per_second,
         evolution_seconds=evolution_seconds,
         finish_seconds=reserve,
-        teachers=_TEACHERS
-        if learns_from_teachers and train_seconds * flops_per_second >= _TEACHING_EPOCHS * epoch_flops
-        else 0,
     )
 
 
