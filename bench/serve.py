@@ -268,9 +268,10 @@ def _show(record: dict[str, Any]) -> str:
     parts: list[str] = []
     for name, share in record.get("share", {}).items():
         whole, steady, added = (share[key] for key in ("share_of_engine", "steady_share", "added_to_first_token_ms"))
+        running = "" if steady is None else f"{steady['median']:.3f} while all of them run; "
         parts.append(
             f"{name}, 32 streams: {whole['median']:.3f} of the engine's tokens/s (best {whole['best']:.3f}, worst "
-            f"{whole['worst']:.3f}), {steady['median']:.3f} while all of them run; "
+            f"{whole['worst']:.3f}), {running}"
             f"{added['median']:.2f} ms added to the first token (best {added['best']:.2f})"
         )
     rows: dict[str, list[str]] = {}

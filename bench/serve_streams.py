@@ -89,7 +89,8 @@ def main() -> None:
         write_json(RESULTS / f"serve_streams_{arguments.name or arguments.model.resolve().name}.json", record)
     added = found["added_to_first_token_ms"]
     for what, share in (("", found["share_of_engine"]), (" while all streams run", found["steady_share"])):
-        print(f"share of the engine's tokens/s{what}: median {share['median']:.3f}, best {share['best']:.3f}")
+        if share is not None:
+            print(f"share of the engine's tokens/s{what}: median {share['median']:.3f}, best {share['best']:.3f}")
     print(f"added to the first token: median {added['median']:.2f} ms, best {added['best']:.2f} ms")
 
 
@@ -103,20 +104,26 @@ def measure_share(
         served = _served(model, options, streams, tokens, in_process=in_process)
         found.append({"engine": own, "server": served})
         print(_line(own, served), file=sys.stderr, flush=True)
-    whole, steady = (
-        [item["server"][name] / item["engine"][name] for item in found]
-        for name in ("tokens_per_s", "steady_tokens_per_s")
-    )
+    whole = [item["server"]["tokens_per_s"] / item["engine"]["tokens_per_s"] for item in found]
+    steady = [
+        item["server"]["steady_tokens_per_s"] / item["engine"]["steady_tokens_per_s"]
+        for item in found
+        if item["server"]["steady_tokens_per_s"] is not None
+    ]
     added = [1e3 * (item["server"]["first"] - item["engine"]["first"]) for item in found]
     return {
         "streams": streams,
         "tokens_per_stream": tokens,
         "settings": options,
-        "share_of_engine": {"median": statistics.median(whole), "best": max(whole), "worst": min(whole)},
-        "steady_share": {"median": statistics.median(steady), "best": max(steady), "worst": min(steady)},
+        "share_of_engine": _spread(whole),
+        "steady_share": _spread(steady) if len(steady) == len(found) else None,
         "added_to_first_token_ms": {"median": statistics.median(added), "best": min(added), "worst": max(added)},
         "rounds": found,
     }
+
+
+def _spread(shares: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(shares), "best": max(shares), "worst": min(shares)}
 
 
 def _parse() -> argparse.Namespace:
@@ -221,13 +228,18 @@ def _tokens_of(read: _Read) -> int:
     return int(found[-1])
 
 
-def _steady(streams: list[_Read]) -> float:
+def _steady(streams: list[_Read]) -> float | None:
     """Tokens a second while all streams ran: of each, from its first event in that time to its last one.
 
-    Events do not say how many tokens they bring; their share of the answer's characters tells it well enough.
+    Events do not say how many tokens they bring; their share of the answer's characters tells it well enough. None
+    where it does not: a model that may not stop goes on with special tokens, which have no characters.
     """
     events = [_events(read) for read in streams]
+    if not all(events):
+        return None
     begin, end = max(item[0][0] for item in events), min(item[-1][0] for item in events)
+    if begin >= end:
+        return None
     rate = 0.0
     for read, item in zip(streams, events, strict=True):
         inside = [(moment, size) for moment, size in item if begin <= moment <= end]
@@ -279,11 +291,15 @@ def _memory(pid: int) -> dict[str, float]:
     return {key: int(found[key]) / 1024 for key in ("Rss", "Pss", "Pss_Anon", "Pss_File", "Private_Dirty")}
 
 
+def _steady_line(own: dict[str, Any], served: dict[str, Any]) -> str:
+    found = served["steady_tokens_per_s"]
+    return "" if found is None else f", {found:.0f} of {own['steady_tokens_per_s']:.0f} while all run"
+
+
 def _line(own: dict[str, Any], served: dict[str, Any]) -> str:
     return (
         f"engine {own['tokens_per_s']:.0f} tokens/s ({own['cpu']:.2f} cpu s, first {own['first'] * 1e3:.2f} ms); "
-        f"server {served['tokens_per_s']:.0f} tokens/s, {served['steady_tokens_per_s']:.0f} of "
-        f"{own['steady_tokens_per_s']:.0f} while all run "
+        f"server {served['tokens_per_s']:.0f} tokens/s{_steady_line(own, served)} "
         f"({served['cpu_engine']:.2f} + {served['cpu_server']:.2f} cpu s, "
         f"client {served['cpu_client']:.2f}, "
         f"first {served['first'] * 1e3:.2f} ms, best {served['first_best'] * 1e3:.2f}); "
