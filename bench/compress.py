@@ -50,7 +50,7 @@ from open_autoglm.models.quantized_linear import unpack_in_place
 from open_autoglm.storage import write_json
 from open_autoglm.targets import usable_cores
 from plots import plot_bars
-from text_model import TRAINING_SHARE, TextModel, ensure_text_model, log_probabilities, read_text
+from text_model import TRAINING_SHARE, TextModel, ensure_text_model, log_probabilities, split_text
 
 _LLM_COMPRESSOR = "OPEN_AUTOGLM_BENCH_LLM_COMPRESSOR_PYTHON"
 _TORCHAO = "OPEN_AUTOGLM_BENCH_TORCHAO_PYTHON"
@@ -203,8 +203,7 @@ def measure(run: Run) -> None:
 def _learn(run: Run, source: Path, calibration: Calibration) -> None:
     """The forms that are other models, or are trained."""
     data = run.work / "text.jsonl"
-    content = read_text(run.arguments.text)
-    content = content[: content.index("\n", int(len(content) * run.arguments.training_share)) + 1]
+    content, _ = split_text(run.arguments.text, run.arguments.training_share)
     pieces = [content[start : start + 400] for start in range(0, len(content), 400)]
     data.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
     pruned = run.work / "pruned"

@@ -58,12 +58,18 @@ def ensure_text_model(
 ) -> TextModel:
     """The model of the first part of a text under `folder`; trained unless it is there; text: see `read_text`."""
     target = folder / f"{text.stem}-{training_share:.0%}-{minutes:g}m-{seed}"
-    content = read_text(text)
-    cut = content.index("\n", int(len(content) * training_share)) + 1
+    first, rest = split_text(text, training_share)
     if not (target / "config.json").is_file():
-        _train(content[:cut], content[cut:], target, minutes, vocabulary, seed)
+        _train(first, rest, target, minutes, vocabulary, seed)
     encoder = PromptEncoder(read_tokenizer(target))
-    return TextModel(target, windows(content[:cut], encoder), windows(content[cut:], encoder))
+    return TextModel(target, windows(first, encoder), windows(rest, encoder))
+
+
+def split_text(path: Path, share: float) -> tuple[str, str]:
+    """The first lines of a text, which are about that share of it, and the rest. path: see `read_text`."""
+    content = read_text(path)
+    cut = content.index("\n", int(len(content) * share)) + 1
+    return content[:cut], content[cut:]
 
 
 def read_text(path: Path) -> str:
