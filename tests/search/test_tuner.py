@@ -11,8 +11,8 @@ import optuna
 
 from open_autoglm.search.executors import InlineExecutor
 from open_autoglm.search.journal import CommittedJournal
-from open_autoglm.search.plan import plan_by_steps
-from open_autoglm.search.trial import value_of
+from open_autoglm.search.plan import RUNGS, plan_by_steps
+from open_autoglm.search.trial import JUDGED, Rung, TrialOrder, TrialRecord, value_of
 from open_autoglm.search.tuner import Tuner
 from tests.search.trial_benches import Quiet, TinyBench, small_space
 
@@ -72,6 +72,43 @@ def test_what_was_not_committed_is_cut_off(tmp_path: Path) -> None:
         file.write(b'{"torn": ')
     again = optuna.load_study(study_name="s", storage=CommittedJournal(tmp_path).storage)
     assert [trial.value for trial in again.get_trials()] == [1.0]
+
+
+class TableExecutor:
+    """Gives each trial the curve that is written for its number. ended: the rung after which each ended."""
+
+    capacity = 1
+
+    def __init__(self, curves: list[float]) -> None:
+        self._curves, self._order = curves, None
+        self.ended: dict[int, int] = {}
+
+    def submit(self, order: TrialOrder) -> None:
+        self._order = order
+
+    def wait(self, listener: Any, timeout: float | None = None) -> None:
+        order, self._order = self._order, None
+        if order is None:
+            return
+        floor = self._curves[order.number]
+        for number in JUDGED:
+            points = [(float(at), float(at), floor + 1 / at) for at in range(1, number + 1)]
+            loss = points[-1][2]
+            self.ended[order.number] = number
+            if not listener.decide(Rung(order.number, number, loss, 0, loss, None, 1.0, number, points)):
+                return
+        listener.finish(TrialRecord(order.number, "complete", loss, 0, loss, seconds=1.0, steps=RUNGS, curve=points))
+
+    def close(self) -> None: ...
+
+
+def test_a_trial_near_the_first_that_is_no_better_after_a_third_ends_there(tmp_path: Path) -> None:
+    executor = TableExecutor([2.0, 2.01, 1.5, 2.0])
+    tuner = Tuner(tmp_path, small_space(), plan_by_steps(40, 4), executor, mean_length=8.0, watcher=Quiet(int))
+    assert tuner.run().number == 2
+    assert executor.ended == {0: 9, 1: 3, 2: 9, 3: 3}
+    states = {entry.name: entry.state for entry in tuner.entries()}
+    assert states == {"trial 0": "complete", "trial 1": "pruned", "trial 2": "complete", "trial 3": "pruned"}
 
 
 def test_the_metric_decides_and_the_loss_within_its_noise() -> None:

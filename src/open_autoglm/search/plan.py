@@ -19,8 +19,8 @@ from open_autoglm.models.config import ModelConfig
 RUNGS: Final = 9
 """Evaluations in a full trial; with a reduction factor of 3, trials can end after 1, 3 or 9 of them."""
 
-_SEARCH_SHARE: Final = 0.2
-_TRIAL_SHARE: Final = 0.07
+_SEARCH_SHARE: Final = 0.12
+_TRIAL_SHARE: Final = 0.05
 _FULL_TRIALS_PER_TRIAL: Final = 0.6
 _MAX_TRIALS: Final = 30
 _MIN_STEPS: Final = 40

@@ -143,12 +143,24 @@ class Tuner:
         trial = self._open[rung.trial]
         trial.report(rung.value, rung.rung)
         self._watcher.judged(rung)
-        if rung.rung < RUNGS and trial.should_prune():
+        if rung.rung < RUNGS and (trial.should_prune() or self._lags(rung)):
             # Committed with the trial's end: a pruned trial that still runs must not exist after a kill.
             self._tell(_pruned(rung))
             return False
         self._journal.commit()
         return True
+
+    def _lags(self, rung: Rung) -> bool:
+        """Whether a trial near the first one is no better after a third of its way.
+
+        It would have to be better by `_CHALLENGE_MARGIN` in the end, and the time is worth more to the last training.
+        Of a front's architectures, and of what a plugin proposes, nothing is known that would say so.
+        """
+        is_near = self._sampler is None and not self.space.front and 1 <= rung.trial <= _NEAR_DEFAULT
+        if not is_near or rung.rung < REDUCTION:
+            return False
+        first = self._study.get_trials(deepcopy=False)[0].intermediate_values.get(rung.rung)
+        return first is not None and rung.value >= first
 
     def note(self, trial: int, step: int, steps: int, seconds: float) -> None:
         """Pass a trial's progress on."""
