@@ -117,7 +117,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--users", type=int, nargs="+", default=[10, 500, 5000])
     parser.add_argument("--rates", type=float, nargs="*", default=[0.5, 0.8], help="of open loops, of the best rate")
     parser.add_argument("--seconds", type=float, default=12.0, help="of each load")
-    parser.add_argument("--rounds", type=int, default=3, help="of the share")
+    parser.add_argument("--rounds", type=int, default=12, help="of the share")
     parser.add_argument("--turns", type=int, default=2, help="of each side of the comparison")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     variable = "OPEN_AUTOGLM_BENCH_LLAMA_CPP_PYTHON"
@@ -267,12 +267,14 @@ def _who(item: dict[str, Any]) -> str:
 def _show(record: dict[str, Any]) -> str:
     parts: list[str] = []
     for name, share in record.get("share", {}).items():
-        whole, steady, added = (share[key] for key in ("share_of_engine", "steady_share", "added_to_first_token_ms"))
+        whole, steady, added, at_once = (
+            share[key] for key in ("share_of_engine", "steady_share", "added_to_first_token_ms", "added_at_once_ms")
+        )
+        low, high = whole["interval"]
         running = "" if steady is None else f"{steady['median']:.3f} while all of them run; "
         parts.append(
-            f"{name}, 32 streams: {whole['median']:.3f} of the engine's tokens/s (best {whole['best']:.3f}, worst "
-            f"{whole['worst']:.3f}), {running}"
-            f"{added['median']:.2f} ms added to the first token (best {added['best']:.2f})"
+            f"{name}, 32 streams: {whole['median']:.3f} of the engine's tokens/s ({low:.3f} to {high:.3f}), {running}"
+            f"{added['median']:.2f} ms added to the first token, {at_once['median']:.2f} without a pause"
         )
     rows: dict[str, list[str]] = {}
     for name, items in record.get("load", {}).items():
