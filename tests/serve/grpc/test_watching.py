@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls are told of as REST requests are: in /metrics, in the log, in spans; those that are refused or left too."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import grpc
 import httpx
 import pytest
 
+from open_autoglm.engine.request import Delta
 from open_autoglm.serve.grpc import open_autoglm_pb2 as pb
 from open_autoglm.serve.grpc.language_models import SERVICE
 from open_autoglm.serve.guards.guard_settings import CacheSettings, ConnectionSettings
@@ -19,6 +22,7 @@ from tests.serve.test_watch_traces import PARENT, TRACE, collector
 
 KEY = "key-" + "k" * 40
 TEXT = [pb.Input(text="play")]
+LONG: dict[str, Any] = {"ignore_eos": True, "max_tokens": 200, "n": 8}
 FREE: dict[str, Any] = {"ignore_eos": True, "max_tokens": 4}
 ASKED: dict[str, Any] = {
     "Chat": chat("zebra", **FREE),
@@ -140,7 +144,7 @@ def guarded(dialogue_bundle: Path) -> Any:
 
 def test_a_client_that_leaves_and_a_call_out_of_time_are_told_of(dialogue_bundle: Path) -> None:
     with twin(dialogue_bundle) as running, told() as lines:
-        long = chat(max_tokens=200, ignore_eos=True, n=8)
+        long = chat(**LONG)
         stream = running.stub.StreamChat(long, timeout=30, metadata=[("x-request-id", "left")])
         next(stream)
         stream.cancel()
@@ -150,13 +154,49 @@ def test_a_client_that_leaves_and_a_call_out_of_time_are_told_of(dialogue_bundle
         whole = running.stub.Chat.future(long, timeout=30, metadata=[("x-request-id", "gone")])
         whole.cancel()
         running.rest.wait_until_idle()
-        settings = type(running.guards.settings)(
-            port=0, grpc_port=0, connections=ConnectionSettings(request_timeout=0.001)
-        )
-        running.guards.reload(settings)
+        give_time(running, 0.001)
         _, trailers = call(running, "Chat", long)
         fields = lines.of(trailers["x-request-id"])
         assert (fields["status"], fields["error"]) == (504, "timeout")
+
+
+def test_a_call_that_had_begun_before_its_time_was_up_was_given_up(
+    dialogue_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with twin(dialogue_bundle) as running, told() as lines:
+        engine = running.rest.llm.engine
+        has_begun, may_end = threading.Event(), threading.Event()
+
+        def held(step: Callable[[], list[Delta]] = engine.step) -> list[Delta]:
+            if has_begun.is_set():
+                may_end.wait(60)
+            deltas = step()
+            if len(deltas) > 1:  # else it is the token by which the engine sees whether it still can
+                has_begun.set()
+            return deltas
+
+        monkeypatch.setattr(engine, "step", held)
+        for attempt, seconds in enumerate((0.1, 1.0, 10.0)):  # a slow machine takes a while to begin
+            has_begun.clear()
+            may_end.clear()
+            give_time(running, seconds)
+            metadata = [("x-request-id", f"begun{attempt}")]
+            with pytest.raises(grpc.RpcError):
+                list(running.stub.StreamChat(chat(**LONG), timeout=30, metadata=metadata))
+            may_end.set()
+            running.rest.wait_until_idle()
+            fields = lines.of(f"begun{attempt}")
+            assert (fields["status"], fields["error"]) == (504, "timeout")
+            if has_begun.is_set() and fields.get("completion_tokens"):
+                break
+        assert fields["aborted"] is True
+        assert 0 < fields["completion_tokens"] < 8 * 200
+        assert read(running.rest.url).get("aborted_requests_total", model="talker") >= 1
+
+
+def give_time(running: Twin, seconds: float) -> None:
+    connections = ConnectionSettings(request_timeout=seconds)
+    running.guards.reload(type(running.guards.settings)(port=0, grpc_port=0, connections=connections))
 
 
 def test_ids_that_are_not_sane_are_replaced_and_kept_answers_counted(dialogue_bundle: Path) -> None:
