@@ -66,6 +66,38 @@ def test_streams_give_what_a_plain_engine_gives(thread: EngineThread) -> None:
     assert thread.num_open == 0
 
 
+def test_who_keeps_what_comes_is_told_of_the_end_only(engine: Engine) -> None:
+    (expected,) = complete_all(Engine(TorchBackend(make_model(make_config()))), [request("x")])
+    kept: dict[str, list[Delta]] = {"a": [], "b": []}
+    told: list[tuple[str, Delta]] = []
+    steps: list[int] = []
+    done = threading.Event()
+
+    def sink(news: Sequence[tuple[str, Any]]) -> None:
+        for name, item in news:
+            told.append((name, item))
+            thread.keep([name, "nobody"], kept[name].append)
+            if item.completion is not None and len([item for _, item in told if item.completion]) == 2:
+                done.set()
+
+    thread = EngineThread(engine, after_step=lambda: steps.append(sum(map(len, kept.values())) + len(told)))
+    thread.start()
+    try:
+        for name in kept:
+            thread.submit([request(name)], name, sink)
+        assert done.wait(30)
+    finally:
+        thread.stop()
+    assert len(told) == 4, "of each the first and the last"
+    for name, deltas in kept.items():
+        first, last = (item for reader, item in told if reader == name)
+        tokens = [token for delta in (first, *deltas, last) for token in delta.token_ids]
+        assert tokens == list(expected.token_ids)
+    assert steps == sorted(steps)
+    assert steps[-1] == 400, "what a step brought is with its reader when the step is told of"
+    assert not vars(thread)["_keepers"], "nothing is left of requests that have ended"
+
+
 def test_leaving_aborts_within_a_step_wherever_the_request_is(thread: EngineThread) -> None:
     async def work() -> None:
         async def leave_after(count: int, name: str) -> None:

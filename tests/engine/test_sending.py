@@ -79,6 +79,27 @@ def test_the_first_and_the_last_go_at_once_and_the_rest_together() -> None:
     assert all("".join(texts) == "x" * 102 for texts in sent.values())
 
 
+def test_what_is_kept_between_the_first_and_the_last_goes_out_when_it_is_time() -> None:
+    clock = Clock()
+    pacer, answers = Pacer(clock), [started(number) for number in range(32)]
+    for answer in answers:
+        answer.add(delta(str(answer.number), "x"))
+    assert pacer.choose(answers, 32) == answers
+    for answer in answers:
+        assert [piece.text for piece in answer.part().pieces] == ["x"]
+        assert answer.keep is not None
+        answer.keep(delta(str(answer.number), "y"))
+        answer.keep(delta(str(answer.number), "z"))
+    assert pacer.choose([], 32) == []
+    clock.now += pace_seconds(32)
+    answers[3].left = True
+    pacer.forget(answers[4])
+    assert [answer.number for answer in pacer.choose([], 32)] == [0, 1, 2, *range(5, 32)]
+    assert [piece.text for piece in answers[0].part().pieces] == ["yz"]
+    clock.now += pace_seconds(32)
+    assert answers[0] not in pacer.choose([], 32), "nothing is new"
+
+
 def test_few_are_not_held_up_and_what_is_wanted_whole_comes_at_its_end() -> None:
     assert pace_seconds(1) == pace_seconds(4) == 0.0
     assert 0 < pace_seconds(5) < pace_seconds(32) <= pace_seconds(10_000) <= 0.1

@@ -69,12 +69,22 @@ class EngineThread:
     breaks, all requests in it end with an error each, and it goes on with the next ones. Until the thread ends the
     engine is its own: `complete_all`, so an `LLM` too, asks the thread.
     probe_seconds: after so long without work, and at first, compute one token to see that the engine still can.
+    after_step: called in the engine's thread, once the sinks have been told what a step brought.
     """
 
-    def __init__(self, engine: Engine, *, max_queued: int = MAX_QUEUED, probe_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_queued: int = MAX_QUEUED,
+        probe_seconds: float | None = None,
+        after_step: Callable[[], None] | None = None,
+    ) -> None:
         self._engine, self._max_queued, self._probe_seconds = engine, max_queued, probe_seconds
+        self._after_step = after_step
         self._commands: queue.SimpleQueue[_Add | _Abort | None] = queue.SimpleQueue()
         self._owners: dict[str, _Owner] = {}
+        self._keepers: dict[str, Callable[[Delta], None]] = {}
         self._num_open = 0
         self._lock = threading.Lock()
         self._stopping = False
@@ -144,6 +154,16 @@ class EngineThread:
         """Drop requests before the next step; the sink hears no more of them. Those that have ended are passed over."""
         for request_id in request_ids:
             self._commands.put(_Abort(request_id))
+
+    def keep(self, request_ids: Iterable[str], keeper: Callable[[Delta], None]) -> None:
+        """From now on what a step adds to these requests goes to `keeper` alone; their sink hears of their end.
+
+        For sinks, so only in the engine's thread. While it hands tokens on, nothing is computed, and a step of a small
+        model for 32 requests takes hardly longer than to tell a sink of each.
+        """
+        for request_id in request_ids:
+            if request_id in self._owners:
+                self._keepers[request_id] = keeper
 
     async def stream(self, requests: Sequence[Request]) -> AsyncGenerator[Delta, None]:
         """Answer requests together and yield what each step adds; the last delta of each carries its completion.
@@ -282,12 +302,17 @@ class EngineThread:
 
     def _forget(self, request_id: str) -> None:
         del self._owners[request_id]
+        self._keepers.pop(request_id, None)
         with self._lock:
             self._num_open -= 1
 
     def _deliver(self, deltas: Sequence[Delta]) -> None:
         by_sink: dict[Sink, list[News]] = {}
+        keepers = self._keepers
         for delta in deltas:
+            if delta.completion is None and (keeper := keepers.get(delta.request_id)) is not None:
+                keeper(delta)
+                continue
             owner = self._owners.get(delta.request_id)
             if owner is None:
                 continue
@@ -296,6 +321,8 @@ class EngineThread:
                 self._forget(delta.request_id)
         for sink, news in by_sink.items():
             self._hand_over(sink, news)
+        if self._after_step is not None:
+            self._after_step()
 
     def _hand_over(self, sink: Sink, news: Sequence[News]) -> None:
         try:

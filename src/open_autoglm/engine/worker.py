@@ -102,12 +102,15 @@ class Worker:
     def __init__(self, llm: LLM, outbox: _Outbox, max_queued: int) -> None:
         self._outbox = outbox
         self._desk = OrderDesk(llm)
-        self._thread = EngineThread(llm.engine, max_queued=max_queued, probe_seconds=PROBE_SECONDS)
+        self._thread = EngineThread(
+            llm.engine, max_queued=max_queued, probe_seconds=PROBE_SECONDS, after_step=self._send_due
+        )
         self._preparing = ThreadPoolExecutor(1, "open-autoglm-questions")
         most = llm.engine.most_ready
         self._line = WaitingLine(lambda: self._thread.num_open < most, PREPARING, "open-autoglm-desk")
         self._orders: dict[int, OpenAnswer | _Question] = {}
         self._pacer = Pacer()
+        self._news: dict[OpenAnswer, None] = {}
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -178,8 +181,7 @@ class Worker:
         self._outbox.send(Replied(question.number, reply))
 
     def _hand_on(self, news: Sequence[News]) -> None:
-        """Write what a step brought, in the engine's thread."""
-        answers: dict[OpenAnswer, None] = {}
+        """Take what a step brought, in the engine's thread: beginnings and ends, and all that has one reply."""
         for order, item in news:
             if order.left:
                 continue
@@ -189,10 +191,17 @@ class Worker:
                 self._fail(order, error)
             elif isinstance(order, OpenAnswer):
                 order.add(item)
-                answers[order] = None
+                self._news[order] = None
+                if order.keep is not None and not order.is_done:
+                    self._thread.keep(order.request_ids, order.keep)
             else:
                 self._collect(order, item)
-        self._send(self._pacer.choose(answers, len(self._orders)))
+
+    def _send_due(self) -> None:
+        """Write what is not to wait any longer, in the engine's thread after each step."""
+        answers = self._pacer.choose(self._news, len(self._orders))
+        self._news.clear()
+        self._send(answers)
         self._line.wake()
 
     def _send(self, answers: Sequence[OpenAnswer]) -> None:
