@@ -41,6 +41,16 @@ def test_a_short_budget_is_not_spent_on_comparing() -> None:
     assert plan_by_time(budget=3600, elapsed=10, trials=None, **MACHINE).trials >= 3
 
 
+def test_a_trial_sees_half_of_the_data_where_the_search_has_the_time() -> None:
+    half = MACHINE["epoch_flops"] / 2
+    long, middling, short = (
+        plan_by_time(budget=seconds, elapsed=10, trials=None, **MACHINE) for seconds in (3600, 600, 300)
+    )
+    assert long.trial_flops > half and long.trials > 1
+    assert middling.trial_flops == pytest.approx(half) and middling.trials > 1
+    assert short.trial_flops < half and short.trials == 1
+
+
 def test_a_budget_too_small_names_one_that_would_do() -> None:
     with pytest.raises(BudgetError) as caught:
         plan_by_time(budget=40, elapsed=30, trials=None, **MACHINE)

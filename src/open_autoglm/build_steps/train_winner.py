@@ -131,9 +131,9 @@ def _run_to_the_end(
         speed = found["trial_seconds"] / start
         total = start + max(_LEAST_STEPS, round((seconds or 0.0) / speed))
     known_restarts = len(trainer.progress.restarts)
+    write_json(path, {"total_steps": total, "decay_from": start})
     with ProgressBar("train", total - start) as bar:
         while trainer.progress.step < total:
-            write_json(path, {"total_steps": total, "decay_from": start})
             segment = max(1, (total - start) // _SEGMENTS)
             schedule = Schedule(total_steps=total, decay_from=start)
             trainer.run(
@@ -155,4 +155,5 @@ def _run_to_the_end(
             if seconds is not None and done and spent > 0:
                 left = max(0.0, seconds - spent)
                 total = trainer.progress.step + round(left * done / spent)
+                write_json(path, {"total_steps": total, "decay_from": start})
                 bar.expect(total - start)

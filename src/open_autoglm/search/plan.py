@@ -26,6 +26,7 @@ _MAX_TRIALS: Final = 30
 _MIN_STEPS: Final = 40
 _MIN_EPOCHS: Final = 0.25
 _TRIAL_EPOCHS: Final = 0.5
+_LONGEST_TRIAL: Final = 0.6
 _FINISH_SHARE: Final = 0.04
 _FINISH_SECONDS: Final = (12.0, 40.0)
 _SLACK_SHARE: Final = 0.012
@@ -126,8 +127,9 @@ def plan_by_time(
     step_flops, epoch_flops: of the default candidate, for one step and for one pass over the data. parallel,
     parallel_flops_per_second: how many trials run at a time, and how fast each is then. evolution_seconds: wanted for
     an evolution of architectures.
-    A share is kept back for compressing, scoring and packaging. Where a trial would see less than half of the data,
-    there is only one, and the winner is trained for all the time. Raises BudgetError, naming a budget that would do,
+    A share is kept back for compressing, scoring and packaging. A trial sees half of the data at least where the search
+    has the time for one such and a third of another; where it has not, there is only one, and the winner is trained for
+    all the time. Raises BudgetError, naming a budget that would do,
     when the winner would see less than a quarter of the data or forty steps.
     """
     needed = max(_MIN_STEPS * step_flops, _MIN_EPOCHS * epoch_flops) / flops_per_second
@@ -143,14 +145,15 @@ def plan_by_time(
             f"--budget {format_seconds(suggestion)} would do, more is better"
         )
     search_seconds = left * _SEARCH_SHARE
-    trial_seconds = min(left * _TRIAL_SHARE, search_seconds)
-    trial_flops = trial_seconds * (parallel_flops_per_second or flops_per_second)
+    rate = parallel_flops_per_second or flops_per_second
+    half = _TRIAL_EPOCHS * epoch_flops / rate
+    trial_seconds = min(max(left * _TRIAL_SHARE, half), _LONGEST_TRIAL * search_seconds)
     fitting = round(parallel * search_seconds / trial_seconds / _FULL_TRIALS_PER_TRIAL)
-    if trial_flops < _TRIAL_EPOCHS * epoch_flops:
+    if half > trial_seconds:
         fitting = 1
     return Plan(
         trials=trials or min(_MAX_TRIALS, max(1, fitting)),
-        trial_flops=trial_flops,
+        trial_flops=trial_seconds * rate,
         trial_steps=None,
         search_seconds=search_seconds,
         train_seconds=train_seconds,
