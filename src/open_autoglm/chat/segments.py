@@ -13,12 +13,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from open_autoglm.errors import CheckpointError
 
 _UNKNOWN: Final = ("<unk>", "[unk]")
 _TAG_SHAPE: Final = re.compile(r"<[^<>\s\"]+>|\[[A-Za-z]+\]|/nothink")
+
+_SHORT: Final = 2000
+"""Characters that are encoded in half a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class PromptEncoder:
                 row.append((pieces, learn))
             laid_out.append(row)
         self._tokenizer.encode_special_tokens = True
-        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        encodings = iter(self._encodings(texts))
         encoded: list[list[tuple[list[int], bool]]] = []
         for row in laid_out:
             stretches: list[tuple[list[int], bool]] = []
@@ -104,6 +107,14 @@ class PromptEncoder:
         if token not in self._known:
             self._known[token] = self._tokenizer.token_to_id(token)
         return self._known[token]
+
+    def _encodings(self, texts: list[str]) -> list[Encoding]:
+        """Of several texts at once the library makes work for its own threads, and to wake these takes longer than a
+        few short texts do; longer still where an engine keeps all cores busy."""
+        encode = self._tokenizer.encode_batch_fast
+        if sum(map(len, texts)) > _SHORT:
+            return encode(texts, add_special_tokens=False)
+        return [encode([text], add_special_tokens=False)[0] for text in texts]
 
     def _checked(self, piece: str, ids: list[int]) -> list[int]:
         """Some models, Unigram for one, have control tokens among their pieces and may find them in a text."""

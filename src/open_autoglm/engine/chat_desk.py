@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from open_autoglm.chat.format import ChatOptions
@@ -230,7 +230,7 @@ def order_guide(order: ChatOrder | TextOrder, text: str | None) -> GuideSpec | N
 
 
 def _kwargs(options: ChatOptions) -> dict[str, bool]:
-    return {name: value for name, value in asdict(options).items() if value is not None}
+    return {name: value for name, value in vars(options).items() if value is not None}
 
 
 def _without_strict(tool: Tool) -> Tool:
