@@ -9,7 +9,6 @@ import os
 import select
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Final, TextIO
 
@@ -20,7 +19,8 @@ MOST_WAITING: Final = 10_000
 """Lines that wait to be written; those beyond it are counted and dropped."""
 
 _STDERR: Final = 2
-_GATHER_SECONDS: Final = 0.005
+_GATHER_SECONDS: Final = 0.05
+"""Lines are made less often for it, and not just when the next request of the same client comes."""
 _CLOSING_SECONDS: Final = 2.0
 _ANNOUNCEMENTS: Final = "open_autoglm.serve.server"
 
@@ -66,9 +66,7 @@ class BackgroundLines(logging.Handler):
             with self._news:
                 while not (self._records or self._closing):
                     self._news.wait()
-            if not self._closing:
-                time.sleep(_GATHER_SECONDS)
-            with self._news:
+                self._news.wait_for(lambda: self._closing, _GATHER_SECONDS)
                 records, self._records = self._records, []
                 num_dropped, self._num_dropped = self._num_dropped, 0
                 if self._closing and not (records or num_dropped):
