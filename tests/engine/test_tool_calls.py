@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tools from the examples to an answer: a tiny model that has learnt four dialogues by heart calls what it should."""
 
+import itertools
 import json
 import os
 import pty
@@ -178,13 +179,14 @@ def test_pieces_of_any_size_are_read_alike(llm: LLM, tokenizer: Tokenizer) -> No
     text = '\n<think>\nwhy 天\n</think>\nDo.<|assistant|>weather\n{"city": "天"}<|observation|>'
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     visible = text.replace("<|assistant|>", "").replace("<|observation|>", "").removeprefix("\n")
-    for held in (0, 1, 5, 1000):
+    for held, size in itertools.product((0, 1, 5, 1000), (1, 2, 5)):
         reader = AnswerReader(_parser(), llm.vocabulary, marks, drop_prefix="\n")
         released = 0
-        for place, token_id in enumerate(ids):
-            seen = tokenizer.decode(ids[: place + 1], skip_special_tokens=True).removeprefix("\n").rstrip("\ufffd")
+        for place in range(0, len(ids), size):
+            some = tuple(ids[place : place + size])
+            seen = tokenizer.decode(ids[: place + size], skip_special_tokens=True).removeprefix("\n").rstrip("\ufffd")
             upto = max(released, len(seen) - held)
-            reader.push(Delta("", visible[released:upto], (token_id,)))
+            reader.push(Delta("", visible[released:upto], some))
             released = upto
         done = Completion(visible, tuple(ids), "stop", 1)
         reader.push(Delta("", visible[released:], (), (), done))

@@ -50,8 +50,11 @@ class AnswerReader:
             mark = self._marks.get(token_id)
             if mark is not None and not self._vocabulary.bytes_of(token_id):  # of many a control token, all there is
                 return self._parser.push(mark, control=True)
-        for token_id in delta.token_ids:
-            self._take(token_id)
+        if self._marks.keys().isdisjoint(delta.token_ids):
+            self._take_text(b"".join(map(self._vocabulary.bytes_of, delta.token_ids)))
+        else:
+            for token_id in delta.token_ids:
+                self._take(token_id)
         last = delta.completion is not None
         if last and (rest := self._decoder.decode(b"", final=True)):
             self._waiting.append(_Piece(rest, mark=False, cost=len(rest)))
@@ -72,20 +75,25 @@ class AnswerReader:
     def _take(self, token_id: int) -> None:
         written = self._vocabulary.bytes_of(token_id)
         mark = self._marks.get(token_id)
-        text = self._decoder.decode(written)
         if mark is None:
-            last = self._waiting[-1] if self._waiting else None
-            if last is not None and not last.mark:
-                last.text += text
-                last.cost += len(text)
-            elif text:
-                self._waiting.append(_Piece(text, mark=False, cost=len(text)))
+            self._take_text(written)
             return
+        text = self._decoder.decode(written)
         # A tag is text in the answer too, and may end a character that was cut in the middle.
         before = text.removesuffix(mark)
         if before:
             self._waiting.append(_Piece(before, mark=False, cost=len(before)))
         self._waiting.append(_Piece(mark, mark=True, cost=len(text) - len(before)))
+
+    def _take_text(self, written: bytes) -> None:
+        """What tokens stand for that are no marks: one, or any number in a row."""
+        text = self._decoder.decode(written)
+        last = self._waiting[-1] if self._waiting else None
+        if last is not None and not last.mark:
+            last.text += text
+            last.cost += len(text)
+        elif text:
+            self._waiting.append(_Piece(text, mark=False, cost=len(text)))
 
     def _release(self, last: bool) -> list[ParsedDelta]:
         found: list[ParsedDelta] = []

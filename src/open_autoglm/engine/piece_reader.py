@@ -59,6 +59,7 @@ class PieceReader:
         """What several deltas add: those that may be read together are."""
         began = time.perf_counter()
         reading = Reading()
+        deltas = self._all_as_one(deltas)
         waiting: list[Delta] = []
         for delta in deltas:
             if self._may_wait(delta):
@@ -73,6 +74,17 @@ class PieceReader:
         if self._answer is not None:
             self.parse_seconds += time.perf_counter() - began
         return reading
+
+    def _all_as_one(self, deltas: Sequence[Delta]) -> Sequence[Delta]:
+        """The deltas, or fewer that say the same: mostly all may wait for each other, which is seen at one look."""
+        ended = deltas[-1].completion is not None
+        waiting = deltas[:-1] if ended else deltas
+        if len(waiting) < 2:
+            return deltas
+        one = _as_one(waiting)
+        if not self._may_wait(one):
+            return deltas
+        return [one, deltas[-1]] if ended else [one]
 
     def _may_wait(self, delta: Delta) -> bool:
         """Whether a delta may be read together with those that follow it."""
