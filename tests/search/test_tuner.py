@@ -11,7 +11,7 @@ import optuna
 
 from open_autoglm.search.executors import InlineExecutor
 from open_autoglm.search.journal import CommittedJournal
-from open_autoglm.search.plan import RUNGS, plan_by_steps
+from open_autoglm.search.plan import RUNGS, Plan, plan_by_steps, training_flops
 from open_autoglm.search.trial import JUDGED, Rung, TrialOrder, TrialRecord, value_of
 from open_autoglm.search.tuner import Tuner
 from tests.search.trial_benches import Quiet, TinyBench, small_space
@@ -109,6 +109,36 @@ def test_a_trial_near_the_first_that_is_no_better_after_a_third_ends_there(tmp_p
     assert executor.ended == {0: 9, 1: 3, 2: 9, 3: 3}
     states = {entry.name: entry.state for entry in tuner.entries()}
     assert states == {"trial 0": "complete", "trial 1": "pruned", "trial 2": "complete", "trial 3": "pruned"}
+
+
+def test_under_a_budget_the_first_trial_runs_alone_with_all_threads(tmp_path: Path) -> None:
+    class Noting(TableExecutor):
+        """Takes two trials at a time, and runs the one that came first when it is waited for."""
+
+        capacity = 2
+
+        def __init__(self, curves: list[float]) -> None:
+            super().__init__(curves)
+            self.orders: list[TrialOrder] = []
+            self.beside: dict[int, int] = {}
+            self.threads: dict[int, int | None] = {}
+
+        def submit(self, order: TrialOrder) -> None:
+            self.beside[order.number] = len(self.orders)
+            self.threads[order.number] = order.threads
+            self.orders.append(order)
+
+        def wait(self, listener: Any, timeout: float | None = None) -> None:
+            super().submit(self.orders.pop(0))
+            super().wait(listener)
+
+    executor = Noting([2.0] * 4)
+    flops = 40 * 64 * training_flops(small_space().candidate(small_space().defaults).config, 8.0)
+    plan = Plan(4, flops, None, 100.0, 500.0, None, threads=2, parallel=2, trial_threads=1)
+    Tuner(tmp_path, small_space(), plan, executor, mean_length=8.0, watcher=Quiet(int)).run()
+    assert executor.beside == {0: 0, 1: 0, 2: 1, 3: 1}
+    assert executor.threads == {0: 2, 1: 1, 2: 1, 3: 1}
+    assert executor.ended == {0: 9, 1: 3, 2: 3, 3: 3}
 
 
 def test_the_metric_decides_and_the_loss_within_its_noise() -> None:

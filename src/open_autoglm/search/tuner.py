@@ -209,14 +209,19 @@ class Tuner:
             self._folder_of(trial.number),
             steps,
             reported=reported,
-            threads=self.plan.trial_threads or self.plan.threads,
+            threads=self.plan.threads if trial.number in self._alone else self.plan.trial_threads or self.plan.threads,
         )
         self._open[trial.number] = trial
         self._executor.submit(order)
 
     def _wait_for_room(self) -> None:
-        while len(self._open) >= self._executor.capacity:
+        while len(self._open) >= self._executor.capacity or not self._alone.isdisjoint(self._open):
             self._executor.wait(self)
+
+    @property
+    def _alone(self) -> set[int]:
+        """Trials with nothing beside them: under a budget the first, by which it is told of others whether they lag."""
+        return {0} if self.plan.search_seconds is not None else set()
 
     def _open_study(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -237,9 +242,10 @@ class Tuner:
         records = [record for _, record in self._records()]
         if self.plan.search_seconds is None or not records:
             return True
-        spent = sum(record.seconds for record in records)
-        typical = spent / len(records)
-        if (spent + len(self._open) * typical) / self.plan.parallel + 0.5 * typical >= self.plan.search_seconds:
+        typical = sum(record.seconds for record in records) / len(records)
+        alone = sum(record.seconds for record in records if record.trial in self._alone)
+        beside = (len(records) + len(self._open)) * typical - alone
+        if alone + beside / self.plan.parallel + 0.5 * typical >= self.plan.search_seconds:
             return False
         return self._pays(typical / self.plan.parallel)
 
