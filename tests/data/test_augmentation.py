@@ -126,6 +126,75 @@ def test_lists_and_earlier_turns_are_kept_in_order() -> None:
         assert after.source == rows[0].source
 
 
+def made_up(rows: list[Example], field: str, seeds: int = 400) -> tuple[list[str], set[str]]:
+    """What the field of the first row becomes where it is swapped, and the values that it has in all rows."""
+    values = values_by_key(rows)
+    known = {str(json.loads(row.answer)[field]) for row in rows}
+    became = [
+        str(json.loads(swap_slot_values(rows[0], values, random.Random(seed)).answer)[field]) for seed in range(seeds)
+    ]
+    return [value for value in became if value != json.loads(rows[0].answer)[field]], known
+
+
+def test_as_many_values_are_new_as_came_once() -> None:
+    words = [first + last for first in "bdfgklmnpr" for last in ("alo", "emu", "iso", "oke")]
+    titles = [f"{first} {last}" for first, last in zip(words[::2], words[1::2], strict=True)]
+    months = ["may", "june", "july", "march"]
+    rows = [
+        example(f"see {title} in {months[number % 4]}", {"title": title, "month": months[number % 4]})
+        for number, title in enumerate(titles)
+    ]
+    values = values_by_key(rows)
+    assert {json.loads(key.partition(" in ")[0])[0]: share for key, share in values.unseen.items()} == {
+        "title": 1.0,
+        "month": 0.0,
+    }
+    became, known = made_up(rows, "month")
+    assert became
+    assert set(became) <= known
+    became, known = made_up(rows, "title")
+    new = [value for value in became if value not in known]
+    assert len(new) > 0.6 * len(became)
+    # Ten of twenty titles come twice: of thirty values a third came once, and about as many are new.
+    often = [*rows[:10], *rows[10:], *rows[10:]]
+    assert {round(share, 2) for share in values_by_key(often).unseen.values()} == {0.33, 0.0}
+    became, known = made_up(often, "title")
+    assert 0.15 < sum(value not in known for value in became) / len(became) < 0.4
+
+
+def test_new_values_are_made_of_two() -> None:
+    names = [first + last for first in ("ab", "cd", "ef", "gh", "ij") for last in ("uvw", "xyz", "rst", "opq")]
+    rows = [example(f"call {name} now", {"name": name}) for name in names]
+    became, known = made_up(rows, "name")
+    new = set(became) - known
+    assert new
+    for value in new:
+        assert any(
+            value == one[:cut] + other[rest:]
+            for one in names
+            for other in names
+            for cut in range(1, len(one))
+            for rest in range(1, len(other))
+        ), value
+
+
+def test_of_few_values_none_is_made_up() -> None:
+    rows = [example(f"call {name} now", {"name": name}) for name in ("anna", "berta", "carla", "dora")]
+    became, known = made_up(rows, "name")
+    assert became
+    assert set(became) <= known
+
+
+def test_chinese_names_are_made_up_of_their_characters() -> None:
+    names = [family + given for family in "王李张刘陈" for given in ("小明", "国华", "建军", "美丽")]
+    rows = [example(f"请打给{name}吧", {"姓名": name}) for name in names]
+    became, known = made_up(rows, "姓名")
+    new = set(became) - known
+    assert new
+    characters = set("".join(names))
+    assert all(set(value) <= characters for value in new)
+
+
 def test_chinese_values_are_swapped_where_no_space_stands_around_them() -> None:
     rows = [
         example("请播放周杰伦的晴天", {"意图": "播放", "歌手": "周杰伦", "歌名": "晴天"}),

@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from open_autoglm.chat.messages import Role
@@ -16,12 +17,15 @@ from open_autoglm.data.example import Example
 from open_autoglm.words import find_whole_words, is_copied
 
 _SWAP_PROBABILITY = 0.5
-_MIX_PROBABILITY = 0.3
 _SLOT_SHARE = 0.9
 _KEPT_ROWS = 100_000
 _SHARE_IN_COMMON = 0.1
 _FEWEST_IN_COMMON = 5
 """Of the values beside one set of strings so many, and so large a share, must stand beside another one too."""
+_WHOLE_WORDS_SHARE = 0.5
+"""Of the values that are made of two so many are made of whole words where both have several."""
+_FEWEST_TO_TELL = 20
+"""Of fewer values than this nothing is said about how often a new one comes."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,12 @@ class SlotValues(dict[str, list[str]]):
 
     fixed: places of the answers that hold no slots although their strings may stand in the input by chance, as the
     intent `播放` does in `请播放晴天`.
+    unseen: by key, how likely the next value is one that no example has: the share of the values so far that came once
+    (Good 1953). Close to 1 for titles and names of persons, 0 for months.
     """
 
     fixed: frozenset[str] = frozenset()
+    unseen: Mapping[str, float] = MappingProxyType({})
 
 
 def values_by_key(examples: Sequence[Example]) -> SlotValues:
@@ -63,19 +70,29 @@ def values_by_key(examples: Sequence[Example]) -> SlotValues:
             seen[_place(slot.path)] += 1
             copied[_place(slot.path)] += slot.copied
     fixed = frozenset(place for place, count in seen.items() if copied[place] < _SLOT_SHARE * count)
-    values: dict[str, dict[str, set[str]]] = {}
+    counts: dict[str, dict[str, Counter[str]]] = {}
     for slots in (_without(row, fixed) for row in (_slots_of(examples) if rows is None else rows)):
         context = _context(slots)
         for slot in slots:
             if slot.span is not None:
-                by_key = values.setdefault(_place(slot.path), {})
-                by_key.setdefault(_key(context, slot.path), set()).add(slot.value)
-    made = SlotValues()
-    for by_key in values.values():
-        for keys, found in _of_one_kind(by_key):
+                by_key = counts.setdefault(_place(slot.path), {})
+                by_key.setdefault(_key(context, slot.path), Counter())[slot.value] += 1
+    made, unseen = SlotValues(), dict[str, float]()
+    for by_key in counts.values():
+        for keys, found in _of_one_kind({key: set(count) for key, count in by_key.items()}):
             made.update(dict.fromkeys(keys, sorted(found)))
-    made.fixed = fixed
+            unseen.update(dict.fromkeys(keys, _unseen_share(by_key[key] for key in keys)))
+    made.fixed, made.unseen = fixed, unseen
     return made
+
+
+def _unseen_share(counts: Iterable[Counter[str]]) -> float:
+    """The share of a kind's values that came once; 0 where there are too few to tell."""
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    size = total.total()
+    return sum(times == 1 for times in total.values()) / size if size >= _FEWEST_TO_TELL else 0.0
 
 
 def _of_one_kind(by_key: Mapping[str, set[str]]) -> Iterator[tuple[list[str], set[str]]]:
@@ -99,30 +116,31 @@ def _of_one_kind(by_key: Mapping[str, set[str]]) -> Iterator[tuple[list[str], se
     yield from kinds.values()
 
 
-def swap_slot_values(example: Example, values_by_key: Mapping[str, Sequence[str]], generator: random.Random) -> Example:
+def swap_slot_values(example: Example, values: SlotValues, generator: random.Random) -> Example:
     """The example with each slot value that is words of the input replaced, with probability one half, by another.
 
-    Three in ten of the new values were never seen: the first words of one and the last of another, so that a model
-    learns where a value begins and ends from what stands around it and does not learn a list of values by heart.
-    values_by_key: from the training split. A value is replaced where it occurs exactly once in the input; if the
+    As many of the new values as in real inputs (`SlotValues.unseen`) are ones that nobody has seen, made of two that
+    are known: a model shall tell where a title begins and ends from what stands around it, and not from a list that it
+    has learnt by heart; but it may learn the months so.
+    values: `values_by_key` of the training split. A value is replaced where it occurs exactly once in the input; if the
     result would leave a value of the answer without its words in the input, the example comes back unchanged.
     Deterministic given the generator. Raises ValueError for an answer that is not JSON.
     """
     text = example.input_text
     answer = json.loads(example.answer)
-    fixed = values_by_key.fixed if isinstance(values_by_key, SlotValues) else frozenset[str]()
-    slots = _without(_read_slots(answer, text), fixed)
+    slots = _without(_read_slots(answer, text), values.fixed)
     context = _context(slots)
     swaps: list[tuple[tuple[int, int], _Slot, str]] = []
     taken: list[tuple[int, int]] = [slot.span for slot in slots if slot.span is not None]
     for slot in slots:
         if slot.span is None or generator.random() >= _SWAP_PROBABILITY:
             continue
-        choices = values_by_key.get(_key(context, slot.path), ())
+        key = _key(context, slot.path)
+        choices = values.get(key, ())
         start, end = slot.span
         if len(choices) < 2 or sum(first < end and start < last for first, last in taken) > 1:
             continue
-        swaps.append((slot.span, slot, _some_value(choices, generator)))
+        swaps.append((slot.span, slot, _some_value(choices, values.unseen.get(key, 0.0), generator)))
     if not swaps:
         return example
     changed = text
@@ -140,16 +158,26 @@ def swap_slot_values(example: Example, values_by_key: Mapping[str, Sequence[str]
     return replace(example, messages=tuple(messages))
 
 
-def _some_value(choices: Sequence[str], generator: random.Random) -> str:
-    """One of the values, or one made of two."""
+def _some_value(choices: Sequence[str], unseen: float, generator: random.Random) -> str:
+    """One of the values or, with the probability `unseen`, one made of two."""
     value = choices[generator.randrange(len(choices))]
-    if generator.random() >= _MIX_PROBABILITY:
+    if generator.random() >= unseen:
         return value
-    first, last = value.split(" "), choices[generator.randrange(len(choices))].split(" ")
-    if len(first) < 2 or len(last) < 2:
-        return value
-    kept = generator.randint(1, len(first) - 1)
-    return " ".join(first[:kept] + last[generator.randint(1, len(last) - 1) :])
+    words, others = value.split(" "), choices[generator.randrange(len(choices))].split(" ")
+    if len(words) > 1 and len(others) > 1 and generator.random() < _WHOLE_WORDS_SHARE:
+        kept = generator.randint(1, len(words) - 1)
+        return " ".join(words[:kept] + others[generator.randint(1, len(others) - 1) :])
+    if len(words) == 1:
+        return _new_word(value, others, generator)
+    return " ".join(_new_word(word, others, generator) if generator.random() < 0.5 else word for word in words)
+
+
+def _new_word(word: str, others: Sequence[str], generator: random.Random) -> str:
+    """The beginning of a word with the end of one of the others, as a name that is new is made of known syllables."""
+    other = others[generator.randrange(len(others))]
+    if min(len(word), len(other)) < 2:
+        return word
+    return word[: generator.randint(1, len(word) - 1)] + other[generator.randint(1, len(other) - 1) :]
 
 
 def _slots_of(examples: Sequence[Example]) -> Iterator[list[_Slot]]:
