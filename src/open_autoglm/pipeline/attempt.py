@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from open_autoglm import errors
 from open_autoglm.errors import OpenAutoGLMError, PipelineError, StorageError
+from open_autoglm.memory_allocator import allocator_environment
 from open_autoglm.pipeline.context import FAILURE_NAME, OUTPUT_NAME, REQUEST_NAME, stage_folder
 from open_autoglm.pipeline.events import EventLog
 from open_autoglm.pipeline.packet import Packet
@@ -147,6 +148,7 @@ class AttemptRunner:
                 env={
                     **ENVIRONMENT,
                     **os.environ,
+                    **allocator_environment(),
                     _PYTHON_PATH: os.pathsep.join(Path(entry or ".").resolve().as_posix() for entry in sys.path),
                 },
             )

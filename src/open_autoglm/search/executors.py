@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from open_autoglm import errors
 from open_autoglm.errors import ConfigurationError, TrainingError
+from open_autoglm.memory_allocator import allocator_environment
 from open_autoglm.search.trial import FAILED_VALUE, Bench, Rung, TrialOrder, TrialRecord, run_trial
 
 MOST_LOSSES: Final = 2
@@ -196,6 +197,7 @@ class ProcessExecutor:
                 pass_fds=(order_read, event_write),
                 env={
                     **os.environ,
+                    **allocator_environment(),
                     "OMP_NUM_THREADS": str(self._threads),
                     "PYTHONPATH": os.pathsep.join(Path(entry or ".").resolve().as_posix() for entry in sys.path),
                 },
