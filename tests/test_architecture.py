@@ -48,10 +48,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "__init__": {"build_pipeline", "engine", "metrics", "serve"},
     "__main__": {"cli"},
     "cli": {
-        "build_pipeline", "bundle", "chat", "compress", "data", "engine", "evaluate", "export", "metrics", "memory_allocator",
-        "pipeline", "planning",
-        "plugins", "search", "serve", "targets",
-        "progress",
+        "build_pipeline", "bundle", "chat", "compress", "data", "engine", "evaluate", "export", "memory_allocator",
+        "metrics", "pipeline", "planning", "plugins", "search", "serve", "targets", "progress",
     },
 }  # fmt: skip
 TORCH_FREE = ("serve", "engine", "pipeline", "command_stages", "bundle", "chat", "data", "cli", "export")

@@ -62,8 +62,8 @@ def find_allocator(wanted: str = "") -> str | None:
         return None
     if wanted and not _works(wanted):
         raise ConfigurationError(
-            f"{VARIABLE}: with the library {wanted!r} no process can be started; give the path of an allocator's shared "
-            f"library without spaces and colons, or '{_SYSTEM}' for the C library's own"
+            f"{VARIABLE}: no process can be started with the library {wanted!r}; give the path of an allocator's "
+            f"shared library, without spaces and colons, or '{_SYSTEM}' for the C library's own"
         )
     return wanted or next(filter(_works, (_LIBRARIES[0], *_of_ray(), *_LIBRARIES[1:])), None)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from open_autoglm.errors import ConfigurationError
+from open_autoglm.memory_allocator import find_allocator
 from open_autoglm.search.executors import InlineExecutor, ProcessExecutor
 from open_autoglm.search.plan import plan_by_steps
 from open_autoglm.search.trial import Rung, TrialOrder, TrialRecord
@@ -65,6 +66,19 @@ def two_processes(marks: Path, import_tests: None) -> Iterator[ProcessExecutor]:
     """The first one that judges a second rung is killed by that."""
     with ProcessExecutor(OPENED_BY, {"die_at": {"judgement": 2}, "marks": str(marks)}, count=2) as executor:
         yield executor
+
+
+def test_trials_have_the_allocator_that_was_found(two_processes: ProcessExecutor) -> None:
+    library = find_allocator()
+    if library is None:
+        pytest.skip("neither jemalloc nor tcmalloc is here")
+    name = Path(library).name.partition(".so")[0]
+    assert len(two_processes.process_ids) == 2
+    for process in two_processes.process_ids:
+        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+        preloaded = [entry.decode() for entry in environment if entry.startswith(b"LD_PRELOAD=")]
+        assert preloaded == [f"LD_PRELOAD={library}"]
+        assert name in Path(f"/proc/{process}/maps").read_text()
 
 
 def test_a_process_that_is_killed_takes_nothing_with_it(
