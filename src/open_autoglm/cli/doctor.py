@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -16,6 +17,8 @@ from open_autoglm.cli.output import print_json, print_line, print_table
 
 _SERVING: Final = ("starlette", "uvicorn", "llguidance", "tokenizers", "safetensors", "numpy")
 _BUILDING: Final = ("torch", "optuna", "polars", "scikit-learn", "dbos")
+
+_USUAL_ALLOCATOR: Final = "the system's; on Linux jemalloc is faster: apt install libjemalloc2"
 
 
 def register(app: typer.Typer) -> None:
@@ -59,6 +62,8 @@ def doctor_command(
 
 def examine() -> dict[str, Any]:
     """The findings, JSON-ready: `machine`, `libraries`, `engine`, `problems`."""
+    from open_autoglm.errors import ConfigurationError
+    from open_autoglm.memory_allocator import VARIABLE, find_allocator
     from open_autoglm.targets import resolve_target
     from open_autoglm.version import __version__
 
@@ -78,6 +83,11 @@ def examine() -> dict[str, Any]:
     if free < 2 * 1024**3:
         problems.append(f"only {free / 1024**3:.1f} GiB of disk are free here; a build wants 2")
     has_torch = libraries["torch"] is not None
+    try:
+        allocator = find_allocator(os.environ.get(VARIABLE, "")) or _USUAL_ALLOCATOR
+    except ConfigurationError as error:
+        allocator = "none"
+        problems.append(str(error))
     return {
         "machine": {
             "open-autoglm": __version__,
@@ -89,6 +99,7 @@ def examine() -> dict[str, Any]:
             "instruction sets": ", ".join(target.features) or "none that the engines use",
             "disk free": f"{free / 1024**3:.1f} GiB",
             "accelerator": _accelerator() if has_torch else "not known without torch",
+            "allocator of trainings": allocator,
             "executable": sys.executable,
         },
         "libraries": libraries,
