@@ -3,10 +3,10 @@
 
 python bench/allocators.py --json
 
-Each round starts a process with either, one after the other in turns, which trains the model that a build of Snips
-tries first: by Muon, in batches of 2,048 tokens, with a worker for each processor. All tokens count, for none is
-padding. `--also PATH` measures further libraries. Writes bench/results/allocators.json, and a plot where matplotlib
-is installed.
+Each round starts a process with either, one after the other in turns, which opens the data as a build's processes do
+and trains the model that a build of Snips tries first, as it does: by Muon, in batches of 2,048 tokens, with a worker
+for each processor. All tokens count, for none is padding. `--also PATH` measures further libraries.
+Writes bench/results/allocators.json, and a plot where matplotlib is installed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from plots import plot_bars
 RESULTS = Path(__file__).parent / "results"
 _WARM_UP_STEPS = 12
 _SYSTEM = "system"
+_PAYLOAD = "payload.json"
 
 
 def main() -> None:
@@ -46,10 +46,12 @@ def main() -> None:
         raise SystemExit("neither jemalloc nor tcmalloc is here: there is nothing to compare")
     libraries = [_SYSTEM, *([found] if found else []), *arguments.also]
     rounds: list[dict[str, dict[str, float]]] = []
-    for number in range(arguments.rounds):
-        order = libraries[:: 1 if number % 2 == 0 else -1]
-        rounds.append({library: measured_alone(library, arguments) for library in order})
-        print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        read(arguments.data, Path(folder))
+        for number in range(arguments.rounds):
+            order = libraries[:: 1 if number % 2 == 0 else -1]
+            rounds.append({library: measured_alone(library, Path(folder), arguments.steps) for library in order})
+            print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     record = summarise(libraries, rounds)
     path = arguments.out or RESULTS / "allocators.json"
     write_json(path, record)
@@ -72,15 +74,41 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--also", nargs="*", default=[], help="further allocators: paths of shared libraries")
     parser.add_argument("--out", type=Path, help="of the JSON and the plot; bench/results/allocators.json by default")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of lines")
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(words)
 
 
-def measured_alone(library: str, arguments: argparse.Namespace) -> dict[str, float]:
+class RunFolder:
+    """What reading the data needs of a stage's context."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Nobody listens."""
+
+
+def read(data: Path, folder: Path) -> None:
+    """The data as the first step of a build leaves it for the others, in a run folder."""
+    from open_autoglm.build_steps.read_data import read_data
+    from open_autoglm.pipeline import Packet
+
+    settings = {
+        "train": str(data / "train.jsonl"),
+        "valid": str(data / "valid.jsonl"),
+        **dict.fromkeys(("test", "task", "columns", "base", "metric", "space", "adapter")),
+        "seed": 0,
+        "budget": 900,
+    }
+    packet = read_data(Packet("bench", {"settings": settings}), RunFolder(folder))  # type: ignore[arg-type]
+    write_json(folder / _PAYLOAD, dict(packet.payload))
+
+
+def measured_alone(library: str, folder: Path, steps: int) -> dict[str, float]:
     """What a process finds that trains with the library."""
     bare = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", VARIABLE)}
     environment = {**bare, **allocator_environment({**bare, VARIABLE: library})}
-    words = ["--alone", "--data", str(arguments.data), "--steps", str(arguments.steps)]
+    words = ["--alone", str(folder), "--steps", str(steps)]
     done = subprocess.run(
         [sys.executable, __file__, *words], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -91,29 +119,20 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
     """Tokens a second of this process, by the clock and by the processors' time, and its page faults a step."""
     import torch
 
-    from open_autoglm.chat.template import stop_token_ids
-    from open_autoglm.data import encode_examples, prepare, train_tokenizer
-    from open_autoglm.models.glm import GlmForCausalLM
-    from open_autoglm.search.space import Frame, default_space
+    from open_autoglm.build_steps.workspace import Workspace
     from open_autoglm.train.gradient_workers import workers_for
-    from open_autoglm.train.settings import TrainingSettings
-    from open_autoglm.train.trainer import FixedExamples, Trainer
+    from open_autoglm.train.trainer import Trainer
 
     threads = usable_cores()
     torch.set_num_threads(threads)
-    prepared = prepare(arguments.data / "train.jsonl")
-    tokenizer = train_tokenizer(prepared.train, prepared.task)
-    task = replace(prepared.task, reads_twice=True)
-    examples = encode_examples(prepared.train, tokenizer, task, max_length=1024)
-    frame = Frame(-(-tokenizer.get_vocab_size() // 32) * 32, 1024, stop_token_ids(tokenizer), 0)
-    space = default_space(task.kind, frame, seed=0, training=TrainingSettings(prompt_loss_weight=0.1))
+    work = Workspace.at(arguments.alone, json.loads((arguments.alone / _PAYLOAD).read_text(encoding="utf-8")))
+    space = work.space()
     candidate = space.candidate(space.defaults)
-    model = GlmForCausalLM(candidate.config)
-    model.initialize(torch.Generator().manual_seed(0), candidate.settings.initialization)
+    model = work.make_model(candidate)
     workers = workers_for(model, candidate.settings, threads)
     with tempfile.TemporaryDirectory() as folder:
-        source = FixedExamples(examples)
-        trainer = Trainer(model, candidate.settings, source, examples, Path(folder), workers=workers)
+        source = work.make_source(candidate.settings)
+        trainer = Trainer(model, candidate.settings, source, work.rung_valid, Path(folder), workers=workers)
         trainer.run_steps(_WARM_UP_STEPS)
         tokens, faults = trainer.progress.tokens, _page_faults()
         started, processor = time.perf_counter(), time.process_time()
