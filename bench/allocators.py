@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from open_autoglm.memory_allocator import VARIABLE, allocator_environment, find_
 from open_autoglm.storage import write_json
 from open_autoglm.targets import usable_cores
 from plots import plot_bars
+from spread import spread
 
 RESULTS = Path(__file__).parent / "results"
 _WARM_UP_STEPS = 12
@@ -151,14 +151,6 @@ def _page_faults() -> int:
 
 def summarise(libraries: list[str], rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
     """One record with all that was measured."""
-
-    def spread(values: list[float], digits: int = 1) -> dict[str, float]:
-        return {
-            "median": round(statistics.median(values), digits),
-            "least": round(min(values), digits),
-            "most": round(max(values), digits),
-        }
-
     return {
         "command": command_line(),
         "allocators": {

@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -41,6 +40,7 @@ from open_autoglm.train.loss import bf16_is_fast, validation_loss
 from open_autoglm.train.settings import TrainingSettings
 from open_autoglm.train.trainer import FixedExamples, Trainer
 from plots import plot_bars
+from spread import spread
 
 RESULTS = Path(__file__).parent / "results"
 _MAX_LENGTH = 1024
@@ -249,10 +249,10 @@ def summarise(
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """One record with all that was measured."""
-    speeds = {name: _spread([row[name] for row in rounds]) for name in sides}
-    by_processor = {name: _spread([row[f"{name}_processor"] for row in rounds]) for name in sides}
+    speeds = {name: spread([row[name] for row in rounds]) for name in sides}
+    by_processor = {name: spread([row[f"{name}_processor"] for row in rounds]) for name in sides}
     ratios = {
-        f"ratio_to_{name}{kind}": _spread([row[f"open_autoglm{kind}"] / row[f"{name}{kind}"] for row in rounds], 3)
+        f"ratio_to_{name}{kind}": spread([row[f"open_autoglm{kind}"] / row[f"{name}{kind}"] for row in rounds], 3)
         for name in sides
         if name != "open_autoglm"
         for kind in ("", "_processor")
@@ -279,14 +279,6 @@ def summarise(
         "rounds": [{name: round(value, 2) for name, value in row.items()} for row in rounds],
         "versions": {"torch": torch.__version__, "transformers": _version("transformers")},
     }  # fmt: skip
-
-
-def _spread(values: list[float], digits: int = 1) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(values), digits),
-        "least": round(min(values), digits),
-        "most": round(max(values), digits),
-    }
 
 
 def _version(package: str) -> str:

@@ -3,8 +3,8 @@
 
 A step of training a small model asks for some thousand blocks of a few MiB and gives them back. The C library's own
 allocator returns such blocks to the system and fetches them again, page by page; the others keep them at hand. On two
-cores a small model then trains 1.2 times as fast (docs/performance.md). An allocator can be put in
-the place of another only when a process starts, so it is told by the environment of processes that are started.
+cores a small model then trains 1.2 times as fast (docs/performance.md). An allocator can be put in the place of another
+only when a process starts, so it is told by the environment of processes that are started.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ VARIABLE: Final = "OPEN_AUTOGLM_ALLOCATOR"
 
 _SYSTEM: Final = "system"
 _PRELOAD: Final = "LD_PRELOAD"
-_LIBRARIES: Final = ("libjemalloc.so.2", "libtcmalloc_minimal.so.4")
+_JEMALLOC: Final = "libjemalloc.so.2"
+_TCMALLOC: Final = "libtcmalloc_minimal.so.4"
 _SETTINGS: Final = {
     # Memory that was given back stays at hand until the process ends, which is when the training does.
     "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1",
@@ -42,9 +43,7 @@ def allocator_environment(environment: Mapping[str, str] | None = None) -> dict[
     is not set again.
     """
     known = os.environ if environment is None else environment
-    if not sys.platform.startswith("linux") or known.get(_PRELOAD):
-        return {}
-    library = find_allocator(known.get(VARIABLE, ""))
+    library = None if known.get(_PRELOAD) else find_allocator(known.get(VARIABLE, ""))
     if library is None:
         return {}
     return {_PRELOAD: library, **{name: value for name, value in _SETTINGS.items() if name not in known}}
@@ -65,7 +64,7 @@ def find_allocator(wanted: str = "") -> str | None:
             f"{VARIABLE}: no process can be started with the library {wanted!r}; give the path of an allocator's "
             f"shared library, without spaces and colons, or '{_SYSTEM}' for the C library's own"
         )
-    return wanted or next(filter(_works, (_LIBRARIES[0], *_of_ray(), *_LIBRARIES[1:])), None)
+    return wanted or next(filter(_works, (_JEMALLOC, *_of_ray(), _TCMALLOC)), None)
 
 
 def _of_ray() -> tuple[str, ...]:
@@ -79,9 +78,9 @@ def _of_ray() -> tuple[str, ...]:
 def _works(library: str) -> bool:
     """Whether a process starts with it and hears of nothing: an allocator may expect pages of another size.
 
-    A name of several libraries, or of none, is refused: the linker takes spaces and colons for what separates them.
+    A name of several libraries is refused: the linker takes spaces and colons for what separates them.
     """
-    if not library or any(character in library for character in " :\t\n\0"):
+    if any(character in library for character in " :\t\n\0"):
         return False
     try:
         done = subprocess.run(
