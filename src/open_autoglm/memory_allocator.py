@@ -28,8 +28,10 @@ _PRELOAD: Final = "LD_PRELOAD"
 _JEMALLOC: Final = "libjemalloc.so.2"
 _TCMALLOC: Final = "libtcmalloc_minimal.so.4"
 _SETTINGS: Final = {
-    # Memory that was given back stays at hand until the process ends, which is when the training does.
-    "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1",
+    # Memory that was given back stays at hand until the process ends, which is when the training does. A small block
+    # may be cut from any large one: what jemalloc otherwise spares for large requests is not used up then and not
+    # given back either, so a training would take more memory from epoch to epoch.
+    "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1,lg_extent_max_active_fit:30",
     "TCMALLOC_RELEASE_RATE": "0",
 }
 _PROBE_SECONDS: Final = 10.0
