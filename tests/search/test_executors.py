@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trials in processes of their own: side by side, killed and continued, given up, and ended with their parent."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from open_autoglm.errors import ConfigurationError
 from open_autoglm.memory_allocator import find_allocator
+from open_autoglm.models.glm import GlmForCausalLM
 from open_autoglm.search.executors import InlineExecutor, ProcessExecutor
 from open_autoglm.search.plan import plan_by_steps
-from open_autoglm.search.trial import Rung, TrialOrder, TrialRecord
+from open_autoglm.search.trial import Judgement, Rung, TrialOrder, TrialRecord
 from open_autoglm.search.tuner import Tuner
+from open_autoglm.train.loss import validation_loss
 from tests.search.trial_benches import OPENED_BY, Quiet, TinyBench, small_space
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +31,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.rungs: list[tuple[int, int]] = []
+        self.passed: list[Rung] = []
         self.records: list[TrialRecord] = []
 
     def decide(self, rung: Rung) -> bool:
         self.rungs.append((rung.trial, rung.rung))
+        self.passed.append(rung)
         return True
 
     def note(self, trial: int, step: int, steps: int, seconds: float) -> None:
@@ -47,6 +53,32 @@ def order(number: int, folder: Path, steps: int = 18) -> TrialOrder:
 
 def facts(record: TrialRecord) -> tuple[object, ...]:
     return record.state, record.steps, record.valid_loss, record.score, [loss for _, _, loss in record.curve]
+
+
+class LossBench(TinyBench):
+    """Notes the validation loss of what it is given to judge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+
+    def judge(self, model: GlmForCausalLM, *, is_final: bool) -> Judgement:
+        self.losses.append(validation_loss(model, self.valid))
+        return super().judge(model, is_final=is_final)
+
+
+def test_a_trial_is_judged_by_the_average_of_its_weights_where_that_is_ahead(tmp_path: Path) -> None:
+    bench, recorder = LossBench(), Recorder()
+    plain = order(0, tmp_path, steps=180)
+    changes = {"learning_rate": 6e-2, "warmup_steps": 1, "ema_decay": 0.9, "precision": "float32"}
+    fast = replace(plain, settings={**plain.settings, **changes})
+    executor = InlineExecutor(bench)
+    executor.submit(fast)
+    executor.wait(recorder)
+    rows = [json.loads(line) for line in (tmp_path / "0" / "curve.jsonl").read_text().splitlines()]
+    rows = {row["step"]: row for row in rows if "average_valid_loss" in row}
+    assert any(rows[rung.steps]["average_valid_loss"] < rows[rung.steps]["last_valid_loss"] for rung in recorder.passed)
+    assert bench.losses == pytest.approx([rung.valid_loss for rung in recorder.passed], rel=1e-6)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -193,7 +193,8 @@ def run_trial(
             curve.append((row["step"] * per_step, float(row["seconds"]), loss))
             if number not in JUDGED or (number <= order.reported and number < RUNGS):
                 continue
-            judgement = bench.judge(model, is_final=number == RUNGS)
+            with trainer.better_weights():
+                judgement = bench.judge(model, is_final=number == RUNGS)
             rung = Rung(
                 trial=order.number,
                 rung=number,

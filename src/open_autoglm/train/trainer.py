@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -205,6 +205,14 @@ class Trainer:
         load_checkpoint(self.best_path, self.model)
         self.model.eval()
         return True
+
+    @contextmanager
+    def better_weights(self) -> Iterator[None]:
+        """Inside the block, the model has the average of its weights if that had the lower loss when validated last."""
+        row = self.progress.curve[-1] if self.progress.curve else {}
+        is_better = row.get("average_valid_loss", math.inf) < row.get("last_valid_loss", math.inf)
+        with self.average.in_place() if self.average is not None and is_better else nullcontext():
+            yield
 
     def load_last(self, *, averaged: bool = False) -> None:
         """Put the weights of the last checkpoint into the model, or their moving average.
