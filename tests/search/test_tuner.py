@@ -3,15 +3,20 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+import pytest
 
+from open_autoglm.errors import TrainingError
 from open_autoglm.search.executors import InlineExecutor
 from open_autoglm.search.journal import CommittedJournal
+from open_autoglm.search.parameters import ParameterSpace, categorical
 from open_autoglm.search.plan import RUNGS, Plan, plan_by_steps, training_flops
+from open_autoglm.search.space import SearchSpace
 from open_autoglm.search.trial import JUDGED, Rung, TrialOrder, TrialRecord, value_of
 from open_autoglm.search.tuner import Tuner
 from tests.search.trial_benches import Quiet, TinyBench, small_space
@@ -100,6 +105,20 @@ class TableExecutor:
         listener.finish(TrialRecord(order.number, "complete", loss, 0, loss, seconds=1.0, steps=RUNGS, curve=points))
 
     def close(self) -> None: ...
+
+
+def test_a_search_begun_with_other_choices_is_not_gone_on_with(tmp_path: Path) -> None:
+    space = small_space()
+    others = ParameterSpace((*space.parameters.parameters[:2], categorical("tokens_per_batch", (64, 256))))
+
+    def tuner(space: SearchSpace, trials: int) -> Tuner:
+        executor = InlineExecutor(TinyBench())
+        return Tuner(tmp_path, space, plan_by_steps(40, trials), executor, mean_length=8.0, watcher=Quiet(int))
+
+    tuner(space, 1).run()
+    with pytest.raises(TrainingError, match=r"chose among other values .*begin a run with another name"):
+        tuner(replace(space, parameters=others), 3).run()
+    tuner(space, 3).run()
 
 
 def test_a_trial_near_the_first_that_is_no_better_after_a_third_ends_there(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from open_autoglm.search.curves import extrapolate, fit_power_law
 from open_autoglm.search.executors import Executor
 from open_autoglm.search.journal import CommittedJournal
 from open_autoglm.search.leaderboard import Entry
+from open_autoglm.search.parameters import Value
 from open_autoglm.search.plan import RUNGS, Plan, another_trial_pays
 from open_autoglm.search.plugin_sampler import PluginSampler
 from open_autoglm.search.space import Candidate, SearchSpace
@@ -195,13 +196,13 @@ class Tuner:
             generator = np.random.default_rng((self.space.seed, number))
             self._study.enqueue_trial(dict(space.near(space.check(self.space.defaults), generator)))
         trial = self._study.ask()
-        space.suggest(trial)
+        self._suggest(trial)
         self._journal.commit()
         self._watcher.started(trial.number, dict(trial.params))
         return trial
 
     def _begin(self, trial: optuna.trial.Trial, *, reported: int = 0) -> None:
-        candidate = self.space.candidate(self.space.parameters.suggest(trial))
+        candidate = self.space.candidate(self._suggest(trial))
         steps = self.plan.steps_of_trial(candidate.config, candidate.settings.tokens_per_batch, self._mean_length)
         order = TrialOrder.of(
             trial.number,
@@ -213,6 +214,15 @@ class Tuner:
         )
         self._open[trial.number] = trial
         self._executor.submit(order)
+
+    def _suggest(self, trial: optuna.trial.Trial) -> dict[str, Value]:
+        try:
+            return self.space.parameters.suggest(trial)
+        except ValueError as error:
+            raise TrainingError(
+                f"{self.folder}: trials of this search chose among other values ({error}); it was begun with another "
+                "space, or by another version of Open-AutoGLM: finish it with that, or begin a run with another name"
+            ) from None
 
     def _wait_for_room(self) -> None:
         while len(self._open) >= self._executor.capacity or not self._alone.isdisjoint(self._open):
