@@ -14,6 +14,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
@@ -109,8 +110,17 @@ def score_linear_model(data: PreparedData) -> dict[str, float] | None:
     return {"TF-IDF + linear SVM": round(statistics.mean(right), 4)}
 
 
+def medians(rows: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Of what stands under the same name in several rows, not all of which need have it."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            found.setdefault(name, []).append(value)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
 def sum_up() -> dict[str, Any]:
-    """Each metric on test over the seeds: median, least, most, its aim, and the best baseline on valid."""
+    """Each metric on test over the seeds: median, least, most, its aim; the baselines' medians on valid and on test."""
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted(RESULTS.glob("build_*_seed*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -126,8 +136,11 @@ def sum_up() -> dict[str, Any]:
         for key, aim in aims.items():
             if key in metrics:
                 metrics[key]["aim"] = aim
-        baselines = [row for row in records[0]["leaderboard"] if row["kind"] == "baseline"]
-        best = max(baselines, key=lambda row: row["score"] or 0.0, default=None)
+        on_valid = medians(
+            {row["name"]: row["score"] or 0.0 for row in record["leaderboard"] if row["kind"] == "baseline"}
+            for record in records
+        )
+        best = max(on_valid, key=lambda baseline: on_valid[baseline], default=None)
         rows.append(
             {
                 "name": name,
@@ -136,8 +149,8 @@ def sum_up() -> dict[str, Any]:
                 "seconds": [record["seconds"] for record in records],
                 "load_average_before": [record["load_average_before"] for record in records],
                 "metrics": metrics,
-                "best_baseline": None if best is None else {"name": best["name"], "valid": best["score"]},
-                "baseline_on_test": records[0].get("baseline_on_test"),
+                "best_baseline": None if best is None else {"name": best, "valid": on_valid[best]},
+                "baseline_on_test": medians(record.get("baseline_on_test") or {} for record in records) or None,
             }
         )
     return {"command": "python bench/build.py --summary", "data_sets": rows}
