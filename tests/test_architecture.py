@@ -12,9 +12,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "open_autoglm"
 
 # Room or module -> the rooms and modules it may know, besides those of `SHARED`, which are for everyone.
-SHARED = {"errors", "spelling", "storage", "version", "task", "words", "yaml_document"}
+SHARED = {"errors", "python_path", "spelling", "storage", "version", "task", "words", "yaml_document"}
 MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
+    "python_path": set(),
     "version": set(),
     "storage": set(),
     "task": set(),

@@ -20,3 +20,19 @@ def test_the_share_follows_what_is_expected(
     assert [line.split("%")[0].split()[-1] for line in lines] == ["50", "25", "100"]
     assert lines[0].startswith("train:")
     assert "step 5, about" in lines[0]
+
+
+def test_a_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "data: " + "a reason, " * 30
+    with ProgressBar("data", 1) as bar:
+        bar.say(long)
+    assert capsys.readouterr().err == long + "\n"
+
+
+def test_nothing_is_said_of_the_time_left_before_anything_is_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    with ProgressBar("train", 10) as bar:
+        bar.update(0, "step 0")
+    assert capsys.readouterr().err == "train:   0% step 0\n"

@@ -55,13 +55,13 @@ class ProgressBar:
         now = time.monotonic()
         if now >= self._next_line:
             share = min(1.0, done / self._total)
-            left = (now - self._started) * (1 / share - 1) if share > 0 else float("nan")
-            self.say(f"{self._title}: {share:4.0%} {note}, about {left:.0f} s left")
+            left = f", about {(now - self._started) * (1 / share - 1):.0f} s left" if share > 0 else ""
+            self.say(f"{self._title}: {share:4.0%} {note}{left}")
             self._next_line = now + _LINE_SECONDS
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._console.print(text, highlight=False, markup=False)
+        """Print a line above the bar, in one piece however long it is."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> ProgressBar:
         if self._bar is not None:

@@ -20,12 +20,11 @@ from open_autoglm.pipeline.context import FAILURE_NAME, OUTPUT_NAME, REQUEST_NAM
 from open_autoglm.pipeline.events import EventLog
 from open_autoglm.pipeline.packet import Packet
 from open_autoglm.pipeline.specification import StageSpecification
+from open_autoglm.python_path import PYTHON_PATH, python_path
 from open_autoglm.storage import explained, read_json, write_json
 
 ENVIRONMENT: Final = {"GOMP_SPINCOUNT": "20000"}
 """OpenMP's threads otherwise wait for each other at full speed, which on a shared core stops the work they wait for."""
-
-_PYTHON_PATH: Final = "PYTHONPATH"
 
 
 class StageStoppedError(BaseException):
@@ -103,7 +102,7 @@ class AttemptRunner:
                 "config": stage.config,
                 "deadline": deadline,
                 "packet": packet,
-                "environment": {_PYTHON_PATH: os.environ.get(_PYTHON_PATH)},
+                "environment": {PYTHON_PATH: os.environ.get(PYTHON_PATH)},
             },
         )
         try:
@@ -149,7 +148,7 @@ class AttemptRunner:
                     **ENVIRONMENT,
                     **os.environ,
                     **allocator_environment(),
-                    _PYTHON_PATH: os.pathsep.join(Path(entry or ".").resolve().as_posix() for entry in sys.path),
+                    PYTHON_PATH: python_path(),
                 },
             )
             os.close(exit_write)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from open_autoglm.errors import ConfigurationError, PipelineError
+from open_autoglm.python_path import PYTHON_PATH, python_path
 from open_autoglm.storage import explained
 
 _SUFFIXES: Final = (".yaml", ".yml")
 _MOST_FILES: Final = 1000
 _CHECK_SECONDS: Final = 60.0
 _OLD_SECONDS: Final = 60.0
-_PYTHON_PATH: Final = "PYTHONPATH"
 
 _Stamp = tuple[tuple[str, int, int, int], ...]
 
@@ -105,7 +105,7 @@ class PipelineFolder:
             start_new_session=True,
             env={
                 **os.environ,
-                _PYTHON_PATH: os.pathsep.join(Path(entry or ".").resolve().as_posix() for entry in sys.path),
+                PYTHON_PATH: python_path(),
             },
         )
         request = json.dumps({"files": files, "settings": dict(settings)}).encode()

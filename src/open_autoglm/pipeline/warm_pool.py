@@ -19,8 +19,8 @@ from open_autoglm.errors import PipelineError
 from open_autoglm.pipeline.attempt import ENVIRONMENT, StopSignal, ask_to_end, explain_exit
 from open_autoglm.pipeline.specification import ResourceSpecification
 from open_autoglm.pipeline.warm_process import receive, send
+from open_autoglm.python_path import PYTHON_PATH, python_path
 
-_PYTHON_PATH: Final = "PYTHONPATH"
 _START_SECONDS: Final = 120.0
 
 
@@ -63,7 +63,7 @@ class Attempt:
             "trace_id": self.trace_id,
             "cursor": self.cursor,
             "log": self.log_name,
-            "environment": {_PYTHON_PATH: os.environ.get(_PYTHON_PATH)},
+            "environment": {PYTHON_PATH: os.environ.get(PYTHON_PATH)},
         }
 
 
@@ -170,7 +170,7 @@ class _WarmProcess:
                 env={
                     **ENVIRONMENT,
                     **os.environ,
-                    _PYTHON_PATH: os.pathsep.join(Path(entry or ".").resolve().as_posix() for entry in sys.path),
+                    PYTHON_PATH: python_path(),
                 },
             )
         except BaseException:

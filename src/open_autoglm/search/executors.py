@@ -10,12 +10,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 from open_autoglm import errors
 from open_autoglm.errors import ConfigurationError, TrainingError
 from open_autoglm.memory_allocator import allocator_environment
+from open_autoglm.python_path import PYTHON_PATH, python_path
 from open_autoglm.search.trial import FAILED_VALUE, Bench, Rung, TrialOrder, TrialRecord, run_trial
 
 MOST_LOSSES: Final = 2
@@ -199,7 +199,7 @@ class ProcessExecutor:
                     **os.environ,
                     **allocator_environment(),
                     "OMP_NUM_THREADS": str(self._threads),
-                    "PYTHONPATH": os.pathsep.join(Path(entry or ".").resolve().as_posix() for entry in sys.path),
+                    PYTHON_PATH: python_path(),
                 },
             )
         except OSError as error:
