@@ -7,10 +7,13 @@ from open_autoglm import progress
 from open_autoglm.progress import ProgressBar
 
 
-def test_the_share_follows_what_is_expected(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def every_update_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("every_update_is_a_line")
+def test_the_share_follows_what_is_expected(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar("train", 10) as bar:
         bar.update(5, "step 5")
         bar.expect(20)
@@ -29,10 +32,8 @@ def test_a_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == long + "\n"
 
 
-def test_nothing_is_said_of_the_time_left_before_anything_is_done(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+@pytest.mark.usefixtures("every_update_is_a_line")
+def test_nothing_is_said_of_the_time_left_before_anything_is_done(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar("train", 10) as bar:
         bar.update(0, "step 0")
     assert capsys.readouterr().err == "train:   0% step 0\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,16 @@ PYTHON_PATH: Final = "PYTHONPATH"
 """The variable in which Python expects it."""
 
 
+def python_folders() -> list[str]:
+    """This process's `sys.path`, each folder absolute, so that one that runs elsewhere reads it the same."""
+    return [Path(entry or ".").resolve().as_posix() for entry in sys.path]
+
+
 def python_path() -> str:
-    """This process's `sys.path`, each folder absolute, so that a child that starts elsewhere reads it the same."""
-    return os.pathsep.join(Path(entry or ".").resolve().as_posix() for entry in sys.path)
+    """The same for `PYTHONPATH` of a process that is started."""
+    return os.pathsep.join(python_folders())
+
+
+def extend_python_path(folders: Iterable[str]) -> None:
+    """Let this process, which runs already, look in those of another, too, behind its own."""
+    sys.path.extend(folder for folder in folders if folder not in sys.path)

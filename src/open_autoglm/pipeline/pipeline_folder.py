@@ -103,10 +103,7 @@ class PipelineFolder:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env={
-                **os.environ,
-                PYTHON_PATH: python_path(),
-            },
+            env={**os.environ, PYTHON_PATH: python_path()},
         )
         request = json.dumps({"files": files, "settings": dict(settings)}).encode()
         try:

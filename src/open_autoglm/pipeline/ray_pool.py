@@ -14,7 +14,6 @@ import math
 import os
 import select
 import socket
-import sys
 import threading
 import time
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from open_autoglm.pipeline.context import stage_folder
 from open_autoglm.pipeline.invocation import AttemptLog
 from open_autoglm.pipeline.specification import ResourceSpecification
 from open_autoglm.pipeline.warm_pool import Attempt, AttemptOutcome, WarmPool
+from open_autoglm.python_path import extend_python_path, python_folders
 
 _POLL_SECONDS: Final = 0.2
 _END_SECONDS: Final = 30.0
@@ -113,14 +113,13 @@ def _knock() -> None:
 
 
 def _job_of(attempt: Attempt) -> str:
-    paths = [Path(entry or ".").resolve().as_posix() for entry in sys.path]
-    return json.dumps({"attempt": {**asdict(attempt), "folder": str(attempt.folder)}, "paths": paths})
+    return json.dumps({"attempt": {**asdict(attempt), "folder": str(attempt.folder)}, "paths": python_folders()})
 
 
 def _run(job: str) -> str:
     """On the node: run the attempt in a process under its guard, which dies with us. job, and what comes back: JSON."""
     asked: dict[str, Any] = json.loads(job)
-    sys.path.extend(path for path in asked["paths"] if path not in sys.path)
+    extend_python_path(asked["paths"])
     values = asked["attempt"]
     given = Attempt(**{**values, "folder": Path(values["folder"]), "needs": tuple(values["needs"]), "resources": None})
     stop, pool = StopSignal(), WarmPool(idle=0)

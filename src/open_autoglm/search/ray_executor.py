@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import ray
@@ -23,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from open_autoglm import errors
 from open_autoglm.errors import ConfigurationError, OpenAutoGLMError, TrainingError
+from open_autoglm.python_path import extend_python_path, python_folders
 from open_autoglm.search.executors import MOST_LOSSES, Listener
 from open_autoglm.search.trial import FAILED_VALUE, Rung, TrialOrder, TrialRecord, run_trial
 
@@ -122,7 +121,7 @@ class RayExecutor:
             "context": self._context,
             "order": order.to_dict(),
             "attempt": f"{order.number}.{losses}",
-            "paths": [Path(entry or ".").resolve().as_posix() for entry in sys.path],
+            "paths": python_folders(),
         }
         task = self._task.remote(json.dumps(job), self._mailbox)
         self._open[task] = order, losses
@@ -169,7 +168,7 @@ def _run(job: str, mailbox: Any) -> str:
     """On the node: run a trial and return its record. job: the trial, JSON; so is what comes back."""
     asked: dict[str, Any] = json.loads(job)
     attempt = asked["attempt"]
-    sys.path.extend(path for path in asked["paths"] if path not in sys.path)
+    extend_python_path(asked["paths"])
     module, _, function = asked["target"].partition(":")
     bench: Any = getattr(importlib.import_module(module), function)(json.loads(asked["context"]))
     marks = [0.0]

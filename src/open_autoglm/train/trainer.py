@@ -357,12 +357,10 @@ class Trainer:
         started = time.monotonic()
         value = validation_loss(self.model, self.valid, autocast=self._autocast)
         row: dict[str, float] = {}
-        averaged = False
         if self.average is not None:
             with self.average.in_place():
                 average_value = validation_loss(self.model, self.valid, autocast=self._autocast)
             row = {"last_valid_loss": value, "average_valid_loss": average_value}
-            averaged = average_value < value
             value = min(value, average_value)
         if not math.isfinite(value):
             raise _DivergedError(f"the validation loss became {value}", in_validation=True)
@@ -381,10 +379,7 @@ class Trainer:
         self.curves.write(progress.step, {"valid_loss": value, **row})
         if progress.best_loss is None or value < progress.best_loss:
             progress.best_loss = value
-            if averaged and self.average is not None:
-                with self.average.in_place():
-                    save_checkpoint(self.best_path, self.model, progress)
-            else:
+            with self.better_weights():
                 save_checkpoint(self.best_path, self.model, progress)
 
 
