@@ -54,7 +54,14 @@ class Answer:
         """Add the token that was chosen, -1 for none. The delta carries the completion if the answer ends with it."""
         if token_id < 0:
             return self.end("error", error="the model gave no number for any token that may come next")
-        tokens = self.sequence.token_ids
+        tokens, guide = self.sequence.token_ids, self.guide
+        if guide is not None and token_id not in self._stop_token_ids:
+            try:
+                fitting = guide.fit(token_id, self._longest - len(tokens) - 1)
+            except OpenAutoGLMError as error:
+                return self.end("error", error=str(error))
+            if fitting != token_id:  # the only one that the guide leaves, so its probability is one
+                token_id, logprob = fitting, None if logprob is None else TokenLogprob(fitting, 0.0)
         tokens.append(token_id)
         if self._first_token_at is None:
             self._first_token_at = time.monotonic()
@@ -62,7 +69,6 @@ class Answer:
         if logprob is not None:
             self._logprobs.append(logprob)
             logprobs = (logprob,)
-        guide = self.guide
         if token_id in self._ends or (guide is not None and token_id in self._stop_token_ids):
             return self.end("stop", "", added, logprobs)
         text = ""
@@ -78,7 +84,7 @@ class Answer:
             except OpenAutoGLMError as error:
                 return self.end("error", text, added, logprobs, error=str(error))
             if guide.is_finished:
-                return self.end("stop", text, added, logprobs)
+                return self.end("length" if guide.is_shortened else "stop", text, added, logprobs)
         if len(tokens) >= self._longest:
             return self.end("length", text, added, logprobs)
         return Delta(self._id, text, added, logprobs)

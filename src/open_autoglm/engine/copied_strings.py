@@ -161,6 +161,16 @@ class CopiedStrings:
         made._place, made._places, made._behind = self._place.copy(), self._places, self._behind
         return made
 
+    def takes(self, token_ids: Sequence[int]) -> bool:
+        """Whether tokens that fit the grammar copy what is there."""
+        probe, tokens = self.copy(), self._vocabulary.tokens
+        for token_id in token_ids:
+            found = probe._write(probe._place, tokens[token_id])
+            if found is None:
+                return False
+            probe._places, probe._behind = found
+        return True
+
     def advance(self, token_id: int) -> None:
         """Go on by a token that the masks allowed."""
         tokens = self._vocabulary.tokens

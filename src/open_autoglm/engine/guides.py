@@ -16,6 +16,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
 from tokenizers import Tokenizer
 
+from open_autoglm.engine.answer_ending import EndingTokens, JsonEnding, JsonForm
 from open_autoglm.engine.copied_strings import CopiedStrings, CopiedWords, TokenBytes
 from open_autoglm.engine.schema_patterns import with_ecma_patterns
 from open_autoglm.engine.task_grammar import TaskGrammar, substring_grammar
@@ -124,19 +125,50 @@ class Guide:
     """The state of one answer in its grammar. Used by one request, in one thread at a time.
 
     copied: follows the strings that are copied from the input, where the grammar takes any.
+    ending: keeps room for the end of a JSON answer.
     """
 
-    def __init__(self, matcher: LLMatcher, copied: CopiedStrings | None = None) -> None:
-        self._matcher, self._copied = matcher, copied
+    def __init__(
+        self, matcher: LLMatcher, copied: CopiedStrings | None = None, ending: JsonEnding | None = None
+    ) -> None:
+        self._matcher, self._copied, self._ending = matcher, copied, ending
 
     @property
     def is_finished(self) -> bool:
-        """Whether the answer is complete and nothing can follow."""
-        return self._matcher.is_stopped()
+        """Whether the answer is complete and nothing can follow, or nothing may."""
+        return self._matcher.is_stopped() or (self._ending is not None and self._ending.has_ended)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer is whole, if it were to end here."""
+        return self._matcher.is_accepting()
+
+    @property
+    def is_shortened(self) -> bool:
+        """Whether the answer was brought to its end because no more tokens were left."""
+        return self._ending is not None and self._ending.is_followed
 
     def copy(self) -> Guide:
         """A guide in the same state, for another answer to the same request."""
-        return Guide(self._matcher.deep_copy(), None if self._copied is None else self._copied.copy())
+        copied, ending = self._copied, self._ending
+        return Guide(
+            self._matcher.deep_copy(),
+            None if copied is None else copied.copy(),
+            None if ending is None else ending.copy(),
+        )
+
+    def fit(self, token_id: int, left: int) -> int:
+        """The token to take in place of one that the mask allowed, so that JSON comes to its end before room does.
+
+        left: how many tokens may come behind this one. Mostly it is the same token.
+        """
+        return token_id if self._ending is None else self._ending.fit(self, token_id, left)
+
+    def takes(self, token_ids: Sequence[int]) -> bool:
+        """Whether these tokens may come next."""
+        if self._matcher.validate_tokens(list(token_ids)) < len(token_ids):
+            return False
+        return self._copied is None or self._copied.takes(token_ids)
 
     def fill_mask(self, mask: np.ndarray, row: int) -> None:
         """Write the allowed tokens, one bit each, into `mask[row]`; mask: int32[rows, ceil(vocab_size / 32)].
@@ -155,15 +187,30 @@ class Guide:
             raise RequestError(f"the answer can no longer be guided: {_first_line(self._matcher.get_error())}")
         if self._copied is not None:
             self._copied.advance(token_id)
+        if self._ending is not None:
+            self._ending.advance(token_id)
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """What guides are made of. form: of the answers, where they are JSON."""
+
+    matcher: LLMatcher
+    form: JsonForm | None = None
+
+    def guide(self, copied: CopiedStrings | None = None) -> Guide:
+        """A guide at the begin of an answer."""
+        return Guide(self.matcher.deep_copy(), copied, None if self.form is None else JsonEnding(self.form))
 
 
 @dataclass
 class _KnownTask:
-    """The task that was asked for last. matcher_of_any: of its grammar in which copied strings are any text."""
+    """The task that was asked for last. of_any: its grammar in which copied strings are any text."""
 
     task: Task
     grammar: TaskGrammar
-    matcher_of_any: LLMatcher | None = None
+    form: JsonForm | None
+    of_any: _Compiled | None = None
 
 
 class GuideCompiler:
@@ -179,8 +226,9 @@ class GuideCompiler:
         self._tagged: LLTokenizer | None = None
         self._task: _KnownTask | None = None
         self._token_bytes: TokenBytes | None = None
+        self._ending_tokens: EndingTokens | None = None
         self._limits = LLParserLimits(verbose_errors=False)
-        self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._cache: OrderedDict[str, _Compiled] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -191,48 +239,60 @@ class GuideCompiler:
     def compile(self, spec: GuideSpec) -> Guide:
         """Compile a request's guide. Raises RequestError, naming the field, when it is invalid or too complex."""
         key = f"{spec.kind}\0{spec.text}"
-        matcher = self._cached(key)
-        if matcher is None:
+        compiled = self._cached(key)
+        if compiled is None:
             matcher = self._compile(spec.to_grammar(), f"invalid {spec.kind.replace('_', ' ')}", spec.parameter)
-            self._keep(key, matcher)
-        return Guide(matcher.deep_copy())
+            compiled = self._keep(key, _Compiled(matcher, self._form(spec.schema())))
+        return compiled.guide()
 
     def compile_task(self, task: Task, input_text: str) -> Guide:
         """Compile the guide of a task for one input. Raises ConfigurationError or RequestError."""
         known = self._task
         if known is None or known.task is not task:
-            known = self._task = _KnownTask(task, TaskGrammar(task))
+            form = None if task.labels else self._form(task.answer_schema)
+            known = self._task = _KnownTask(task, TaskGrammar(task), form)
         grammar = known.grammar
         words = grammar.words(input_text)
         if words and grammar.shape is not None and self._vocab_size <= _MOST_FOLLOWED:
-            if known.matcher_of_any is None:
+            if known.of_any is None:
                 complaint = "the task's answer schema cannot be guided"
-                known.matcher_of_any = self._compile(FREE_TOKENS + grammar.text_of_any(), complaint, None)
-            return Guide(
-                known.matcher_of_any.deep_copy(),
-                CopiedStrings(self._bytes(), grammar.shape, CopiedWords(words), in_order=grammar.in_order),
+                matcher = self._compile(FREE_TOKENS + grammar.text_of_any(), complaint, None)
+                known.of_any = _Compiled(matcher, known.form)
+            return known.of_any.guide(
+                CopiedStrings(self._bytes(), grammar.shape, CopiedWords(words), in_order=grammar.in_order)
             )
         if grammar.depends_on_input:
             text = FREE_TOKENS + grammar.text(input_text)
-            return Guide(self._compile(text, "the task's guide cannot take this input", "messages"))
+            return _Compiled(
+                self._compile(text, "the task's guide cannot take this input", "messages"), known.form
+            ).guide()
         key = "task\0" + json.dumps(task.to_dict(), sort_keys=True)
-        matcher = self._cached(key)
-        if matcher is None:
+        compiled = self._cached(key)
+        if compiled is None:
             matcher = self._compile(FREE_TOKENS + grammar.text(""), "the task's answer schema cannot be guided", None)
-            self._keep(key, matcher)
-        return Guide(matcher.deep_copy())
+            compiled = self._keep(key, _Compiled(matcher, known.form))
+        return compiled.guide()
+
+    def _form(self, schema: Mapping[str, Any] | None) -> JsonForm | None:
+        if schema is None:
+            return None
+        if self._ending_tokens is None:
+            self._ending_tokens = EndingTokens(self._texts(), self._tokenizer.tokenize_bytes)
+        return JsonForm(self._ending_tokens, schema)
 
     def _bytes(self) -> TokenBytes:
         if self._token_bytes is None:
-            tokens = self._tokenizer
-            known = (range(tokens.vocab_size), self._stop_token_ids)
-            self._token_bytes = TokenBytes(
-                [
-                    b"" if one in known[1] or tokens.is_special_token(one) else tokens.decode_bytes([one])
-                    for one in known[0]
-                ]
-            )
+            self._token_bytes = TokenBytes(self._texts())
         return self._token_bytes
+
+    def _texts(self) -> list[bytes]:
+        """The bytes of each token; control tokens have none."""
+        tokens = self._tokenizer
+        control = frozenset(self._stop_token_ids)
+        return [
+            b"" if one in control or tokens.is_special_token(one) else tokens.decode_bytes([one])
+            for one in range(tokens.vocab_size)
+        ]
 
     def know_tags(self, tags: Collection[str]) -> None:
         """Make ready for `compile_calls`. tags: tokens that no text is made of, as no text is made of control tokens.
@@ -251,11 +311,11 @@ class GuideCompiler:
         Raises RequestError when a tool's schema is invalid or too complex.
         """
         key = "calls\0" + grammar
-        matcher = self._cached(key)
-        if matcher is None:
+        compiled = self._cached(key)
+        if compiled is None:
             matcher = self._compile(grammar, "the schema of a tool cannot be followed", "tools", self._tagged)
-            self._keep(key, matcher)
-        return Guide(matcher.deep_copy())
+            compiled = self._keep(key, _Compiled(matcher))
+        return compiled.guide()
 
     def _load(self, text: str) -> LLTokenizer:
         try:
@@ -272,18 +332,19 @@ class GuideCompiler:
             raise RequestError(f"{complaint}: {_first_line(matcher.get_error())}", parameter)
         return matcher
 
-    def _cached(self, key: str) -> LLMatcher | None:
+    def _cached(self, key: str) -> _Compiled | None:
         with self._lock:
-            matcher = self._cache.get(key)
-            if matcher is not None:
+            compiled = self._cache.get(key)
+            if compiled is not None:
                 self._cache.move_to_end(key)
-            return matcher
+            return compiled
 
-    def _keep(self, key: str, matcher: LLMatcher) -> None:
+    def _keep(self, key: str, compiled: _Compiled) -> _Compiled:
         with self._lock:
-            self._cache[key] = matcher
+            self._cache[key] = compiled
             while len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
+        return compiled
 
 
 def _schema_grammar(schema: dict[str, Any]) -> str:
