@@ -207,6 +207,16 @@ def test_tokens_are_saved_mapped_and_gathered(tmp_path: Path) -> None:
     assert lengths.tolist() == [span.stop - span.start for span in spans]
 
 
+def test_the_first_examples_are_what_they_are_alone(snips: PreparedData) -> None:
+    made = tokenizer(TaskKind.EXTRACTION)
+    whole = encode_examples(snips.valid[:50], made, snips.task, max_length=64)
+    for count in (0, 1, 20, 50):
+        first, alone = whole.first(count), encode_examples(snips.valid[:count], made, snips.task, max_length=64)
+        assert len(first) == count
+        for name in ("token_ids", "learn", "offsets", "shortened"):
+            np.testing.assert_array_equal(getattr(first, name), getattr(alone, name))
+
+
 def test_no_examples_are_saved_and_loaded_too(tmp_path: Path) -> None:
     encode_examples([], tokenizer(TaskKind.DIALOGUE), INSTRUCTION, max_length=40).save(tmp_path)
     assert len(TokenizedExamples.load(tmp_path)) == 0

@@ -17,8 +17,8 @@ from open_autoglm.errors import ConfigurationError
 from open_autoglm.memory_allocator import find_allocator
 from open_autoglm.models.glm import GlmForCausalLM
 from open_autoglm.search.executors import InlineExecutor, ProcessExecutor
-from open_autoglm.search.plan import plan_by_steps
-from open_autoglm.search.trial import Judgement, Rung, TrialOrder, TrialRecord
+from open_autoglm.search.plan import RUNGS, plan_by_steps
+from open_autoglm.search.trial import JUDGED, Judgement, Rung, TrialOrder, TrialRecord
 from open_autoglm.search.tuner import Tuner
 from open_autoglm.train.loss import validation_loss
 from tests.search.trial_benches import OPENED_BY, Quiet, TinyBench, small_space
@@ -65,7 +65,7 @@ class LossBench(TinyBench):
         return super().judge(model, is_final=is_final)
 
 
-def test_a_trial_is_judged_by_the_average_of_its_weights_where_that_is_ahead(tmp_path: Path) -> None:
+def test_a_trial_is_judged_by_the_average_of_its_weights(tmp_path: Path) -> None:
     bench, recorder = LossBench(), Recorder()
     plain = order(0, tmp_path, steps=180)
     changes = {"learning_rate": 6e-2, "warmup_steps": 1, "ema_decay": 0.9, "precision": "float32"}
@@ -75,8 +75,23 @@ def test_a_trial_is_judged_by_the_average_of_its_weights_where_that_is_ahead(tmp
     executor.wait(recorder)
     rows = [json.loads(line) for line in (tmp_path / "0" / "curve.jsonl").read_text().splitlines()]
     rows = {row["step"]: row for row in rows if "average_valid_loss" in row}
-    assert any(rows[rung.steps]["average_valid_loss"] < rows[rung.steps]["last_valid_loss"] for rung in recorder.passed)
+    assert not any("last_valid_loss" in row for row in rows.values())  # its rate does not fall
     assert bench.losses == pytest.approx([rung.valid_loss for rung in recorder.passed], rel=1e-6)
+    assert bench.losses == pytest.approx([rows[rung.steps]["average_valid_loss"] for rung in recorder.passed], rel=1e-6)
+
+
+def test_a_trial_that_is_the_only_one_is_judged_at_its_end_alone(tmp_path: Path) -> None:
+    bench, recorder = LossBench(), Recorder()
+    executor = InlineExecutor(bench)
+    executor.submit(replace(order(0, tmp_path), is_only=True))
+    executor.wait(recorder)
+    beside = Recorder()
+    executor.submit(order(1, tmp_path))
+    executor.wait(beside)
+    assert len(bench.losses) == 1 + len(JUDGED)
+    assert [rung.rung for rung in recorder.passed] == [RUNGS]
+    assert [rung.rung for rung in beside.passed] == list(JUDGED)
+    assert facts(recorder.records[0]) == facts(beside.records[0])
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,6 +13,7 @@ from open_autoglm.search.plan import (
     RUNGS,
     Plan,
     another_trial_pays,
+    finish_seconds_again,
     measured_finish_seconds,
     plan_by_steps,
     plan_by_time,
@@ -91,3 +92,16 @@ def test_the_finish_is_what_was_measured_and_a_little() -> None:
         900, start_seconds=4, seconds_per_answer=0.005, answers=3500, size_bytes=6_000_000
     )
     assert 2 * 4 + 3500 * 0.005 < seconds < 2 * 4 + 3500 * 0.005 + 0.05 * 900
+
+
+def test_slower_answers_leave_less_for_training() -> None:
+    known = {"start_seconds": 4.0, "answers": 3500, "size_bytes": 6_000_000}
+    found = {
+        "finish_seconds": measured_finish_seconds(900, seconds_per_answer=0.005, **known),
+        "answers": 3500,
+        "seconds_per_answer": 0.005,
+    }
+    for seconds in (0.001, 0.005, 0.03):
+        again = measured_finish_seconds(900, seconds_per_answer=seconds, **known)
+        assert finish_seconds_again(found, seconds) == pytest.approx(again)
+    assert finish_seconds_again({"finish_seconds": 20.0}, 0.5) == 20.0  # written by an older version

@@ -11,6 +11,7 @@ from open_autoglm.errors import CheckpointError
 from open_autoglm.models.adapter_settings import AdapterSettings
 from open_autoglm.models.adapters import attach_adapter
 from open_autoglm.models.checkpoint import load_model
+from open_autoglm.train.loss import validation_loss
 from open_autoglm.train.settings import WidthTransfer
 from open_autoglm.train.trainer import Schedule, Trainer
 from tests.models.random_checkpoints import save_random_checkpoint
@@ -76,18 +77,33 @@ def test_a_cut_run_of_an_adapter_ends_as_a_whole_one_and_stores_no_base(tmp_path
 
 def test_the_average_is_kept_when_it_is_better(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, learning_rate=2e-2, ema_decay=0.9, warmup_steps=1)
-    trainer.run(Schedule(total_steps=40, evaluate_every=10))
-    better = [row for row in trainer.progress.curve if row["average_valid_loss"] < row["last_valid_loss"]]
-    assert better  # at a rate this high, weights swing around where they should be
-    best = min(trainer.progress.curve, key=lambda row: row["valid_loss"])
-    assert best["valid_loss"] == best["average_valid_loss"]
+    trainer.run(Schedule(total_steps=40, decay_from=10, evaluate_every=5))
+    curve = trainer.progress.curve
+    with_both = [row for row in curve if "last_valid_loss" in row]
+    half = [row["step"] for row in curve if row["step"] > 25]  # half a cosine from 10 to 40
+    assert [row["step"] for row in with_both] == half
+    assert all(row["valid_loss"] == min(row["last_valid_loss"], row["average_valid_loss"]) for row in with_both)
+    assert all(row["valid_loss"] == row["average_valid_loss"] for row in curve if row not in with_both)
     assert trainer.load_best()
-    from open_autoglm.train.loss import validation_loss
-
+    best = min(curve, key=lambda row: row["valid_loss"])
     assert validation_loss(trainer.model, trainer.valid) == pytest.approx(best["valid_loss"], rel=1e-6)
     trainer.load_last(averaged=True)
-    last = trainer.progress.curve[-1]
-    assert validation_loss(trainer.model, trainer.valid) == pytest.approx(last["average_valid_loss"], rel=1e-6)
+    assert validation_loss(trainer.model, trainer.valid) == pytest.approx(curve[-1]["average_valid_loss"], rel=1e-6)
+    trainer.load_last()
+    assert validation_loss(trainer.model, trainer.valid) == pytest.approx(curve[-1]["last_valid_loss"], rel=1e-6)
+    with trainer.better_weights():
+        assert validation_loss(trainer.model, trainer.valid) == pytest.approx(curve[-1]["valid_loss"], rel=1e-6)
+
+
+def test_at_a_constant_rate_the_average_alone_is_validated(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, learning_rate=2e-2, ema_decay=0.9, warmup_steps=1)
+    trainer.run(Schedule(total_steps=20))
+    last = validation_loss(trainer.model, trainer.valid)
+    with trainer.better_weights():
+        assert validation_loss(trainer.model, trainer.valid) == pytest.approx(
+            trainer.progress.curve[-1]["valid_loss"], rel=1e-6
+        )
+    assert trainer.progress.curve[-1]["valid_loss"] != pytest.approx(last, rel=1e-3)
 
 
 def test_a_checkpoint_of_another_optimiser_or_model_is_refused(tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ def _seconds_for_formats(packet: Packet) -> float | None:
     if payload["settings"]["steps"] is not None:
         return None
     before = sum(payload[step]["seconds"] for step in ("data", "search", "train")) + since_process_start()
-    last_step = (1 - _SHARE_OF_RESERVE) * float(payload["search"]["finish_seconds"])
+    finish = payload["train"].get("finish_seconds", payload["search"]["finish_seconds"])
+    last_step = (1 - _SHARE_OF_RESERVE) * float(finish)
     return max(0.0, float(payload["settings"]["budget"]) - before - last_step)
 
 

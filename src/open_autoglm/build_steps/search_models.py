@@ -84,7 +84,7 @@ def search_models(packet: Packet, context: StageContext) -> Packet:
             "trial_seconds": outcome.seconds,
             "folder": str(outcome.folder.relative_to(context.folder)),
             "plan": plan.to_dict(),
-            "finish_seconds": _finish_seconds(work, outcome, start_seconds),
+            **_finish(work, outcome, start_seconds),
             "seconds": round(time.monotonic() - started, 2),
         },
     )
@@ -113,18 +113,19 @@ def _score_baselines(work: Workspace) -> Leaderboard:
     return board
 
 
-def _finish_seconds(work: Workspace, outcome: TrialOutcome, start_seconds: float) -> float:
-    """What the steps after training will take, by what judging the winner took."""
+def _finish(work: Workspace, outcome: TrialOutcome, start_seconds: float) -> dict[str, Any]:
+    """What the steps after training will take, by what judging the winner took, and the answers that are part of it."""
     record = outcome.record
     per_answer = record.judging_seconds / max(1, record.examples)
-    valid = min(len(work.prepared.valid), SCORE_EXAMPLES)
-    return measured_finish_seconds(
+    answers = 4 * min(len(work.prepared.valid), SCORE_EXAMPLES) + len(work.prepared.test)
+    seconds = measured_finish_seconds(
         float(work.settings["budget"]),
         start_seconds=start_seconds,
         seconds_per_answer=per_answer,
-        answers=4 * valid + len(work.prepared.test),
+        answers=answers,
         size_bytes=4 * record.parameters,
     )
+    return {"finish_seconds": seconds, "answers": answers, "seconds_per_answer": per_answer}
 
 
 class _Trials:

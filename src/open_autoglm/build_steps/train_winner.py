@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from open_autoglm.build_steps.training_time import TrainingTime
 from open_autoglm.build_steps.workspace import (
     SCORE_EXAMPLES,
     Workspace,
@@ -30,7 +31,6 @@ from open_autoglm.train.gradient_workers import workers_for
 from open_autoglm.train.settings import TrainingSettings
 from open_autoglm.train.trainer import Schedule, Trainer
 
-_SEGMENTS: Final = 12
 _LEAST_STEPS: Final = 20
 
 
@@ -55,7 +55,8 @@ def train_winner(packet: Packet, context: StageContext) -> Packet:
         workers=workers_for(model, candidate.settings, plan.threads),
     )
     seconds = None if plan.train_seconds is None else _seconds_for_training(packet, time.monotonic() - started)
-    _run_to_the_end(trainer, seconds, plan, found, context)
+    allowed = TrainingTime(work, found, seconds)
+    _run_to_the_end(trainer, allowed, plan, found, context)
     chosen, score = _choose_weights(trainer, work)
     trainer.record({f"valid_{name}": value for name, value in score.metrics.items()})
     adapter = work.adapter_of(candidate.settings)
@@ -73,6 +74,7 @@ def train_winner(packet: Packet, context: StageContext) -> Packet:
         "interval": score.interval,
         "curve": trainer.progress.curve,
         "restarts": trainer.progress.restarts,
+        "finish_seconds": allowed.finish_seconds,
         "adapter": None if adapter is None else adapter.to_dict(),
         "seconds": round(time.monotonic() - started, 2),
     }
@@ -118,7 +120,7 @@ def _seconds_for_training(packet: Packet, spent: float) -> float:
 
 
 def _run_to_the_end(
-    trainer: Trainer, seconds: float | None, plan: Plan, found: dict[str, Any], context: StageContext
+    trainer: Trainer, allowed: TrainingTime, plan: Plan, found: dict[str, Any], context: StageContext
 ) -> None:
     """Train in segments. By time, the end is set anew after each from the speed so far, and written down."""
     path = trainer.folder / "schedule.json"
@@ -129,12 +131,12 @@ def _run_to_the_end(
         total = max(plan.train_steps, start + 1)
     else:
         speed = found["trial_seconds"] / start
-        total = start + max(_LEAST_STEPS, round((seconds or 0.0) / speed))
+        total = start + max(_LEAST_STEPS, round((allowed.left(trainer, 0.0) or 0.0) / speed))
     known_restarts = len(trainer.progress.restarts)
     write_json(path, {"total_steps": total, "decay_from": start})
     with ProgressBar("train", total - start) as bar:
         while trainer.progress.step < total:
-            segment = max(1, (total - start) // _SEGMENTS)
+            segment = max(1, (total - start) // allowed.segments(trainer.evaluation_seconds))
             schedule = Schedule(total_steps=total, decay_from=start)
             trainer.run(
                 schedule,
@@ -152,8 +154,8 @@ def _run_to_the_end(
             context.emit({"event": "evaluated", **row})
             spent = trainer.progress.seconds - found["trial_seconds"]
             done = trainer.progress.step - start
-            if seconds is not None and done and spent > 0:
-                left = max(0.0, seconds - spent)
+            left = allowed.left(trainer, done / (total - start))
+            if left is not None and done and spent > 0:
                 total = trainer.progress.step + round(left * done / spent)
                 write_json(path, {"total_steps": total, "decay_from": start})
                 bar.expect(total - start)

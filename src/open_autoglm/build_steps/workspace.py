@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
@@ -58,6 +59,9 @@ from open_autoglm.train.trainer import ExampleSource, FixedExamples
 _MIN_CONTEXT: Final = 512
 _VOCABULARY_MULTIPLE: Final = 32
 _RUNG_EXAMPLES: Final = 256
+_RUNG_TOKENS: Final = 24_576
+"""At which the examples for the validation loss end, long ones being few: it is computed about twenty times a build."""
+_LEAST_RUNG_EXAMPLES: Final = 16
 _TIMED_EXAMPLES: Final = 9
 _LOOKED_AT: Final = 1_000_000
 """Tokens by which it is told how long prompts are beside answers."""
@@ -93,12 +97,14 @@ class Workspace:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.train = TokenizedExamples.load(folder / "train.tokens")
         self.mean_length = float(self.train.lengths.mean())
-        self.rung_valid = encode_examples(
+        looked_at = encode_examples(
             self.prepared.valid[:_RUNG_EXAMPLES],
             self.tokenizer,
             self.task,
             max_length=self.summary["max_length"],
         )
+        within = int(np.searchsorted(looked_at.offsets, _RUNG_TOKENS, "right")) - 1
+        self.rung_valid = looked_at.first(min(len(looked_at), max(within, _LEAST_RUNG_EXAMPLES)))
         self.base = optional_path(self.settings["base"])
 
     @property

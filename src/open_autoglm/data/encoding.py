@@ -69,6 +69,13 @@ class TokenizedExamples:
         """int64[n], tokens of each sequence."""
         return np.diff(np.asarray(self.offsets))
 
+    def first(self, count: int) -> TokenizedExamples:
+        """The first `count` sequences."""
+        end = int(self.offsets[count])
+        tags = None if self.tags is None else TokenTags(self.tags.values[:end], self.tags.count)
+        shortened = self.shortened[self.shortened < count]
+        return TokenizedExamples(self.token_ids[:end], self.learn[:end], self.offsets[: count + 1], shortened, tags)
+
     def gather(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The chosen sequences laid end to end.
 

@@ -190,6 +190,16 @@ def measured_finish_seconds(
     return 2 * start_seconds + answers * seconds_per_answer + files + slack_seconds(budget)
 
 
+def finish_seconds_again(found: Mapping[str, Any], seconds_per_answer: float) -> float:
+    """`measured_finish_seconds` with answers that take another time.
+
+    found: what the search wrote down: `finish_seconds` for `answers`, each in `seconds_per_answer`. Without the last
+    two, as an older version left them out, it stays as it was.
+    """
+    answers, before = found.get("answers", 0), found.get("seconds_per_answer", 0.0)
+    return float(found["finish_seconds"]) + answers * (seconds_per_answer - before)
+
+
 def another_trial_pays(promises: Sequence[float], *, seconds: float, gain_per_second: float) -> bool:
     """Whether a trial is likely to lower the best promised loss by more than its time would in the last training.
 

@@ -71,7 +71,8 @@ class Bench(Protocol):
 @dataclass(frozen=True)
 class TrialOrder:
     """What to train. steps: of a full trial. reported: the rungs that the search knows already, of a trial that was
-    cut off. threads: of the processor, None for as many as the process has."""
+    cut off. threads: of the processor, None for as many as the process has. is_only: no other trial is compared with
+    it, so that it is judged at its end alone."""
 
     number: int
     config: dict[str, Any]
@@ -80,6 +81,7 @@ class TrialOrder:
     steps: int
     reported: int = 0
     threads: int | None = None
+    is_only: bool = False
 
     @classmethod
     def of(cls, number: int, candidate: Candidate, folder: Path, steps: int, **more: Any) -> TrialOrder:
@@ -191,7 +193,8 @@ def run_trial(
             row = progress.curve[number - 1]
             loss = float(row["valid_loss"])
             curve.append((row["step"] * per_step, float(row["seconds"]), loss))
-            if number not in JUDGED or (number <= order.reported and number < RUNGS):
+            is_judged = number == RUNGS or (number in JUDGED and number > order.reported and not order.is_only)
+            if not is_judged:
                 continue
             with trainer.better_weights():
                 judgement = bench.judge(model, is_final=number == RUNGS)

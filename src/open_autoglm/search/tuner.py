@@ -211,6 +211,7 @@ class Tuner:
             steps,
             reported=reported,
             threads=self.plan.threads if trial.number in self._alone else self.plan.trial_threads or self.plan.threads,
+            is_only=self.plan.trials == 1,
         )
         self._open[trial.number] = trial
         self._executor.submit(order)

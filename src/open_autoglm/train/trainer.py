@@ -52,6 +52,8 @@ __all__ = [
 _STEP_SEED_STRIDE: Final = 1_000_003
 _PART_SEED_STRIDE: Final = 1 << 40
 _LOG_EVERY: Final = 10
+_LAST_VALIDATED_BELOW: Final = 0.5
+"""Of the peak learning rate. Above it the last weights swing around their average, which alone is validated there."""
 
 
 class ExampleSource(Protocol):
@@ -143,6 +145,8 @@ class Trainer:
         self.progress = Progress()
         self._current: tuple[int, TokenizedExamples, list[np.ndarray]] | None = None
         self._last: _Step | None = None
+        self.evaluation_seconds = 0.0
+        """What the last evaluation took; 0 before the first."""
         self._device = next(model.parameters()).device
         self._autocast = wants_autocast(settings.precision, self._device)
         model.activation_checkpointing = settings.activation_checkpointing
@@ -171,7 +175,7 @@ class Trainer:
                 if self.progress.step == target and watch.high_losses > 1:
                     raise _DivergedError(watch.rise)
                 if self.progress.step == target or _due(self.progress.step, schedule.evaluate_every):
-                    self._evaluate()
+                    self._evaluate(schedule)
             except _DivergedError as divergence:
                 self._go_back(str(divergence), in_validation=divergence.in_validation)
                 continue
@@ -208,7 +212,10 @@ class Trainer:
 
     @contextmanager
     def better_weights(self) -> Iterator[None]:
-        """Inside the block, the model has the average of its weights if that had the lower loss when validated last."""
+        """Inside the block, the model has the average of its weights if that had the lower loss when validated last.
+
+        Where only the average was validated, it is the better one.
+        """
         row = self.progress.curve[-1] if self.progress.curve else {}
         is_better = row.get("average_valid_loss", math.inf) < row.get("last_valid_loss", math.inf)
         with self.average.in_place() if self.average is not None and is_better else nullcontext():
@@ -272,12 +279,16 @@ class Trainer:
             self._current = (self.progress.epoch, examples, plan)
         return self._current[1], self._current[2]
 
-    def _step(
-        self, examples: TokenizedExamples, chosen: np.ndarray, schedule: Schedule, watch: DivergenceWatch
-    ) -> _Step:
-        """One step, or _DivergedError before any weight is changed by it."""
+    def _rate_share(self, schedule: Schedule) -> float:
+        """The learning rate after the last step, as a share of its peak; one as long as it has not begun to fall."""
+        step, settings = self.progress.step, self.settings
+        if schedule.decay_from is None or step < settings.warmup_steps:
+            return 1.0
+        return self._learning_rate(schedule) / settings.learning_rate
+
+    def _learning_rate(self, schedule: Schedule) -> float:
         settings = self.settings
-        rate = self.progress.rate_scale * learning_rate_at(
+        return learning_rate_at(
             self.progress.step,
             peak=settings.learning_rate,
             warmup_steps=settings.warmup_steps,
@@ -285,6 +296,13 @@ class Trainer:
             total_steps=schedule.total_steps,
             schedule=settings.schedule,
         )
+
+    def _step(
+        self, examples: TokenizedExamples, chosen: np.ndarray, schedule: Schedule, watch: DivergenceWatch
+    ) -> _Step:
+        """One step, or _DivergedError before any weight is changed by it."""
+        settings = self.settings
+        rate = self.progress.rate_scale * self._learning_rate(schedule)
         seed = settings.seed * _STEP_SEED_STRIDE + self.progress.step
         torch.manual_seed(seed)
         batches = [
@@ -353,19 +371,21 @@ class Trainer:
         self.curves.go_back(progress.step)
         self.curves.note(progress.step, "restarted", facts)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, schedule: Schedule) -> None:
         started = time.monotonic()
-        value = validation_loss(self.model, self.valid, autocast=self._autocast)
-        row: dict[str, float] = {}
+        losses: dict[str, float] = {}
+        if self.average is None or self._rate_share(schedule) < _LAST_VALIDATED_BELOW:
+            losses["last_valid_loss"] = validation_loss(self.model, self.valid, autocast=self._autocast)
         if self.average is not None:
             with self.average.in_place():
-                average_value = validation_loss(self.model, self.valid, autocast=self._autocast)
-            row = {"last_valid_loss": value, "average_valid_loss": average_value}
-            value = min(value, average_value)
-        if not math.isfinite(value):
-            raise _DivergedError(f"the validation loss became {value}", in_validation=True)
+                losses["average_valid_loss"] = validation_loss(self.model, self.valid, autocast=self._autocast)
+        for loss in losses.values():
+            if not math.isfinite(loss):
+                raise _DivergedError(f"the validation loss became {loss}", in_validation=True)
+        value, row = min(losses.values()), {} if self.average is None else losses
         progress = self.progress
-        progress.seconds += time.monotonic() - started
+        self.evaluation_seconds = time.monotonic() - started
+        progress.seconds += self.evaluation_seconds
         progress.curve.append(
             {
                 "step": progress.step,
