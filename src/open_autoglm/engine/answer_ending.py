@@ -17,7 +17,8 @@ import numpy as np
 
 _MARGIN: Final = 16
 """Room for the end is looked after from twice the shortest answer and so many tokens before the last."""
-_MOST_LEAST: Final = 4096
+_MOST_LEAST: Final = 1024
+"""Tokens of the longest end that is looked for: its cost is part of each of the answer's last steps."""
 _MOST_SEARCHED: Final = 64
 """Tokens of one way that no candidate gives, so that they are searched for in a mask."""
 _MOST_NAMES: Final = 1024
@@ -39,6 +40,10 @@ class Followed(Protocol):
 
     def takes(self, token_ids: Sequence[int]) -> bool:
         """Whether these tokens may come next."""
+        ...
+
+    def is_completed_by(self, token_ids: Sequence[int]) -> bool:
+        """Whether these tokens may come next, and the answer is whole with them."""
         ...
 
     def accept(self, token_id: int) -> None:
@@ -141,7 +146,7 @@ class JsonEnding:
         after = guide.copy()
         after.accept(token_id)
         # Within a string the same way is as good as before, which is told faster than found anew.
-        if len(self._way) <= left and self._still_ends(after):
+        if len(self._way) <= left and after.is_completed_by(self._way):
             return token_id
         place = self._place()
         place.read(self._form.tokens.tokens[token_id])
@@ -156,15 +161,6 @@ class JsonEnding:
         assert self._way
         return self._way.pop(0)
 
-    def _still_ends(self, guide: Followed) -> bool:
-        way = self._way
-        if not way or not guide.takes(way):
-            return False
-        probe = guide.copy()
-        for token_id in way:
-            probe.accept(token_id)
-        return probe.is_complete
-
     def _place(self) -> _Place:
         place = _Place()
         for token_id in self._taken:
@@ -173,9 +169,17 @@ class JsonEnding:
 
     def _find(self, guide: Followed, place: _Place, most: int) -> list[int] | None:
         """The tokens of a way to the end, at most so many; None if none is found. Moves guide and place."""
-        tokens, way, searched = self._form.tokens, [], 0
+        tokens, names = self._form.tokens, self._form.names
+        way: list[int] = []
+        searched = following = 0
         while not guide.is_complete:
             step = next((one for one in self._candidates(place) if guide.takes(one)), None)
+            if step is None and place.expects_key:
+                # Most often the one that the schema requires behind the last.
+                order = (*range(following, len(names)), *range(following))
+                found = next((one for one in order if guide.takes(names[one])), None)
+                if found is not None:
+                    step, following = names[found], found + 1
             if step is None:
                 searched += 1
                 found = tokens.longest(guide) if searched <= _MOST_SEARCHED else None
@@ -197,7 +201,8 @@ class JsonEnding:
             yield from tokens.in_string
             return
         yield from tokens.closing
-        yield from self._form.names if place.expects_key else tokens.values
+        if not place.expects_key:
+            yield from tokens.values
 
 
 class _Place:

@@ -170,6 +170,13 @@ class Guide:
             return False
         return self._copied is None or self._copied.takes(token_ids)
 
+    def is_completed_by(self, token_ids: Sequence[int]) -> bool:
+        """Whether these tokens may come next, and the answer is whole with them."""
+        if not self.takes(token_ids):
+            return False
+        matcher = self._matcher.deep_copy()
+        return matcher.consume_tokens(list(token_ids)) and matcher.is_accepting()
+
     def fill_mask(self, mask: np.ndarray, row: int) -> None:
         """Write the allowed tokens, one bit each, into `mask[row]`; mask: int32[rows, ceil(vocab_size / 32)].
 
