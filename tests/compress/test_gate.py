@@ -124,6 +124,16 @@ def test_without_time_int8_is_tried_alone_and_the_rest_is_named(tmp_path: Path) 
     assert decision.chosen.format.name == "int8"
 
 
+def test_a_calibration_that_would_take_too_long_is_not_begun(tmp_path: Path) -> None:
+    fake = Fake(tmp_path, {})
+    for calibrating, left_out in ((1000.0, ("int4 gptq", "int4 awq")), (10.0, ())):
+        decision = decide(
+            fake.make, fake.score, fake.measure, higher_is_better=True, seconds=100, calibration_seconds=calibrating
+        )
+        assert decision.left_out == left_out
+        assert {"int8", "int4 rtn"} <= {trial.format.name for trial in decision.trials}
+
+
 def test_the_picture_names_every_format(tmp_path: Path) -> None:
     fake = Fake(tmp_path, {"int4 rtn": 90})
     picture = draw(decide(fake.make, fake.score, fake.measure, higher_is_better=True), "exact_match")

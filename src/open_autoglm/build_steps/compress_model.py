@@ -19,16 +19,21 @@ from open_autoglm.compress.int4_file import write_int4
 from open_autoglm.compress.settings import QuantizationSettings
 from open_autoglm.engine.backends import load_backend
 from open_autoglm.models.checkpoint import load_model, quantize_in_place, save_int8, save_model
+from open_autoglm.models.config import ModelConfig
 from open_autoglm.models.model_folder import INT4_FILE, WEIGHTS_FILE
 from open_autoglm.pipeline import Packet, StageContext
+from open_autoglm.search.plan import Plan
 from open_autoglm.storage import write_atomic, write_json
 
 GROUP_SIZE: Final = 64
 """Inputs that share a scale at 4 bits: small models have short rows, and feel each rounding more."""
 
 _CALIBRATION_TOKENS: Final = 32_768
-_SHARE_OF_RESERVE: Final = 0.6
-"""Of the time that a build keeps back for the steps after training; the rest is for scoring the test split."""
+_CALIBRATION_PASSES: Final = 6
+"""What GPTQ takes for each of these tokens, in forward passes."""
+
+_LAST_STEP_SHARE: Final = 0.4
+"""Of the time that a build keeps back for the steps after training: at least so much is for scoring the test split."""
 
 
 def compress_model(packet: Packet, context: StageContext) -> Packet:
@@ -39,7 +44,7 @@ def compress_model(packet: Packet, context: StageContext) -> Packet:
     for path in (folder, candidates):
         shutil.rmtree(path, ignore_errors=True)
     save_model(load_model(context.folder / "train" / "model"), folder)
-    decision = _decide(work, folder, candidates, _seconds_for_formats(packet))
+    decision = _decide(work, folder, candidates, packet)
     best = decision.best("int4")
     if best is not None:
         shutil.move(_place(candidates, best.format) / INT4_FILE, folder / INT4_FILE)
@@ -58,7 +63,8 @@ def compress_model(packet: Packet, context: StageContext) -> Packet:
     return with_result(packet, "compress", result)
 
 
-def _decide(work: Workspace, folder: Path, candidates: Path, seconds: float | None) -> Decision:
+def _decide(work: Workspace, folder: Path, candidates: Path, packet: Packet) -> Decision:
+    found, seconds = packet.payload["search"], _seconds_for_formats(packet)
     examples = work.prepared.valid[:SCORE_EXAMPLES]
     settings = work.settings
     calibration = calibration_of(
@@ -95,6 +101,7 @@ def _decide(work: Workspace, folder: Path, candidates: Path, seconds: float | No
         higher_is_better=work.prepared.task.higher_is_better,
         tolerance=settings.get("tolerance", DEFAULT_TOLERANCE),
         seconds=seconds,
+        calibration_seconds=_calibration_seconds(Plan.from_dict(found["plan"]), ModelConfig.from_dict(found["config"])),
         order=tried_formats(target_of(settings)),
     )
 
@@ -106,8 +113,17 @@ def _seconds_for_formats(packet: Packet) -> float | None:
         return None
     before = sum(payload[step]["seconds"] for step in ("data", "search", "train")) + since_process_start()
     finish = payload["train"].get("finish_seconds", payload["search"]["finish_seconds"])
-    last_step = (1 - _SHARE_OF_RESERVE) * float(finish)
+    tested = payload["data"]["examples"]["test"] / max(1, payload["search"].get("answers", 0))
+    last_step = min(1.0, max(_LAST_STEP_SHARE, tested)) * float(finish)
     return max(0.0, float(payload["settings"]["budget"]) - before - last_step)
+
+
+def _calibration_seconds(plan: Plan, config: ModelConfig) -> float:
+    """About what calibrating takes, at the speed that training was planned with; 0 for a plan without a clock."""
+    if not plan.train_seconds or not plan.train_flops:
+        return 0.0
+    computed = 2 * _CALIBRATION_PASSES * _CALIBRATION_TOKENS * config.num_parameters()
+    return computed * plan.train_seconds / plan.train_flops
 
 
 def _place(candidates: Path, tried: Format) -> Path:

@@ -38,6 +38,8 @@ EXACT: Final = Format("float32", "", 32)
 ORDER: Final = (Format("int4", "gptq", 4), Format("int8", "rtn", 8), Format("int4", "awq", 4), Format("int4", "rtn", 4))
 """In the order in which they are tried while there is time: the likeliest of the smallest, then what seldom fails."""
 
+_CALIBRATED: Final = ("gptq", "awq")
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -108,14 +110,16 @@ def decide(
     higher_is_better: bool,
     tolerance: float = DEFAULT_TOLERANCE,
     seconds: float | None = None,
+    calibration_seconds: float = 0.0,
     order: Sequence[Format] = ORDER,
 ) -> Decision:
     """Try formats and choose the smallest whose loss is at most `tolerance` of the metric, with confidence.
 
     make: write a format's weights, and say where. score: a format's scores, example by example, the same examples each
     time. measure: its speed on the engine. seconds: for all of it; no further format is begun that would take longer
-    than what is left; None for no limit. float32 is scored first and int8 always tried. 4 bits are not tried where
-    nothing shows what they cost: with few examples, or of a model that gets nothing right.
+    than what is left; None for no limit. calibration_seconds: what the first format that is calibrated will take
+    besides, about. float32 is scored first and int8 always tried. 4 bits are not tried where nothing shows what they
+    cost: with few examples, or of a model that gets nothing right.
     """
     began = time.monotonic()
     exact = score(EXACT)
@@ -125,13 +129,17 @@ def decide(
     trials = [_trial(EXACT, file, exact, Loss(0.0, 0.0, 0.0), exact.metric, tolerance, measure(EXACT), spent)]
     left_out: list[str] = []
     unjudged: list[str] = []
-    longest = time.monotonic() - began
+    longest = exact_seconds = time.monotonic() - began
     for tried in order:
         if tried.weights == "int4" and not can_tell:
             unjudged.append(tried.name)
             continue
         left = None if seconds is None else seconds - (time.monotonic() - began)
-        if left is not None and left < longest and tried.weights != "int8":
+        is_first = tried.method in _CALIBRATED and not any(trial.format.method in _CALIBRATED for trial in trials)
+        needed = longest + (calibration_seconds if is_first else 0.0)
+        if "int8" not in {trial.format.weights for trial in trials}:
+            needed += exact_seconds  # int8 comes anyway, and takes about as long as float32
+        if left is not None and left < needed and tried.weights != "int8":
             left_out.append(tried.name)
             continue
         started = time.monotonic()
