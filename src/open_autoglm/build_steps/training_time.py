@@ -13,9 +13,12 @@ from open_autoglm.train.trainer import Trainer
 
 _SEGMENTS: Final = (4, 12)
 _EVALUATING_SHARE: Final = 0.08
-_TIMED_ANSWERS: Final = 32
+_TIMED_ANSWERS: Final = 64
 _TIMED_AT: Final = (0.25, 0.5, 0.75)
 """Shares of the training after which answers are timed: a model that has learnt more may say more, or less."""
+
+_OTHERWISE: Final = 1.3
+"""By which factor answers must be slower or faster than the search found them; less is the clock's noise."""
 
 
 class TrainingTime:
@@ -53,14 +56,23 @@ class TrainingTime:
         return max(0.0, self._seconds - spent - self._timing)
 
     def _time_answers(self, trainer: Trainer) -> None:
-        """Let the model answer a few examples, and keep more or less back accordingly."""
+        """Let the model answer a few examples, and keep more or less back if they take otherwise than they did.
+
+        One is answered alone before: what that takes is the engine's start, which scoring many has once.
+        """
         assert self._seconds is not None
-        examples = self._work.prepared.valid[:_TIMED_ANSWERS]
-        started = time.monotonic()
-        with trainer.better_weights():
-            self._work.score(trainer.model, examples, with_intervals=False)
-        took = time.monotonic() - started
-        self._timing += took
-        before, self.finish_seconds = self.finish_seconds, finish_seconds_again(self._found, took / len(examples))
+        examples = self._work.prepared.valid[: _TIMED_ANSWERS + 1]
+        took: list[float] = []
+        for asked in (examples[:1], examples):
+            started = time.monotonic()
+            with trainer.better_weights():
+                self._work.score(trainer.model, asked, with_intervals=False)
+            took.append(time.monotonic() - started)
+        self._timing += sum(took)
+        each = max(0.0, took[1] - took[0]) / max(1, len(examples) - 1)
+        known = self._found.get("seconds_per_answer", 0.0)
+        if known / _OTHERWISE <= each <= known * _OTHERWISE:
+            each = known
+        before, self.finish_seconds = self.finish_seconds, finish_seconds_again(self._found, each)
         least = min(self._seconds, float(self._found["plan"]["train_seconds"]) / 3)
         self._seconds = max(least, self._seconds + before - self.finish_seconds)
