@@ -94,7 +94,7 @@ def speak(compiler: GuideCompiler, guide: Guide, room: int, generator: random.Ra
     return taken
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(
     st.sampled_from([*TASKS, *SPECS]), st.integers(0, 2**32), st.integers(70, 200), st.sampled_from([0.0, 0.7, 0.95, 1])
 )
@@ -109,7 +109,7 @@ def test_an_answer_is_valid_wherever_its_room_ends(
     assert make_guide(compiler, form)[0].takes(taken)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(st.sampled_from([*TASKS, *SPECS]), st.integers(0, 2**32), st.sampled_from([0.0, 0.4]))
 def test_an_answer_that_fits_with_some_room_to_spare_is_left_alone(
     compiler: GuideCompiler, form: Task | GuideSpec, seed: int, endless: float
