@@ -96,7 +96,7 @@ def speak(compiler: GuideCompiler, guide: Guide, room: int, generator: random.Ra
 
 @settings(deadline=None, max_examples=120)
 @given(
-    st.sampled_from([*TASKS, *SPECS]), st.integers(0, 2**32), st.integers(70, 200), st.sampled_from([0.0, 0.7, 0.95, 1])
+    st.sampled_from([*TASKS, *SPECS]), st.integers(0, 2**32), st.integers(50, 200), st.sampled_from([0.0, 0.7, 0.95, 1])
 )
 def test_an_answer_is_valid_wherever_its_room_ends(
     compiler: GuideCompiler, form: Task | GuideSpec, seed: int, room: int, endless: float
@@ -124,6 +124,15 @@ def test_an_answer_that_fits_with_some_room_to_spare_is_left_alone(
         again.accept(token_id)
     assert again.is_complete
     assert not again.is_shortened
+
+
+@pytest.mark.parametrize(("form", "least"), [(TASKS[2], 20), (SPECS[1], 13), (SPECS[3], 3)])
+def test_room_for_a_short_answer_is_enough(compiler: GuideCompiler, form: Task | GuideSpec, least: int) -> None:
+    for room in range(least, least + 20):
+        guide, schema = make_guide(compiler, form)
+        taken = speak(compiler, guide, room, random.Random(room), 1.0)
+        assert len(taken) <= room
+        Draft202012Validator(schema or {}).validate(json.loads(compiler.tokenizer.decode_bytes(taken)))
 
 
 def test_a_copy_keeps_its_own_room(compiler: GuideCompiler) -> None:

@@ -21,6 +21,7 @@ _MOST_LEAST: Final = 1024
 """Tokens of the longest end that is looked for: its cost is part of each of the answer's last steps."""
 _MOST_SEARCHED: Final = 64
 """Tokens of one way that no candidate gives, so that they are searched for in a mask."""
+_MOST_TRIES: Final = 32
 _MOST_NAMES: Final = 1024
 _QUOTE, _BACKSLASH = b'"'[0], b"\\"[0]
 _VALUES: Final = (b'""', b"null", b"0", b"[]", b"{}", b"false", b'"', b"{", b"[")
@@ -102,7 +103,7 @@ class JsonEnding:
         self._form = form
         self._taken: list[int] = []
         self._way: list[int] | None = None
-        self._is_lost = False
+        self._tries_left = _MOST_TRIES
         self.is_followed = False
         """Whether the answer is on its way to the end: the tokens are no longer the model's."""
 
@@ -110,7 +111,7 @@ class JsonEnding:
         """The same state, for another answer to the same request."""
         made = JsonEnding(self._form)
         made._taken, made._way = self._taken.copy(), None if self._way is None else self._way.copy()
-        made._is_lost, made.is_followed = self._is_lost, self.is_followed
+        made._tries_left, made.is_followed = self._tries_left, self.is_followed
         return made
 
     @property
@@ -127,7 +128,7 @@ class JsonEnding:
 
         guide: at the state before the token. left: tokens that may come behind it.
         """
-        if self._is_lost:
+        if not self._tries_left:
             return token_id
         if self.is_followed:
             return self._next() if self._way else token_id
@@ -138,8 +139,8 @@ class JsonEnding:
             return token_id
         if self._way is None:
             self._way = self._find(guide.copy(), self._place(), left + 1)
-        if not self._way:  # too late, or too hard to find
-            self._is_lost = True
+        if not self._way:  # too long or too hard to find from here; from further on, it may not be
+            self._tries_left -= 1
             return token_id
         if self._way[0] == token_id:
             return self._next()
